@@ -1,0 +1,44 @@
+# `make` lists the commands. Each one sets up what it needs first (tools/setup.py).
+PYTHON ?= python3
+PORT ?= 8888
+env := .venv
+bin := $(env)/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-colab course lab test test-colab test-browser format address
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
+	  awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: # the environment, complete and up to date
+	@$(PYTHON) tools/setup.py $(env) constraints.txt
+
+setup-colab:
+	@$(PYTHON) tools/setup.py .venv-colab constraints-colab.txt
+
+course: setup ## run every lesson; pages and executed notebooks go to build/
+	@$(bin)/python -m tools.course
+
+lab: setup ## open JupyterLab on the lessons (PORT=8888)
+	@$(bin)/jupyter lab --port $(PORT) --ServerApp.root_dir=. \
+	  --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+test: setup ## all checks: ruff, notebooks clean, helpers, every lesson's outputs
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/python -m tools.notebooks check
+	$(bin)/python -m pytest -n auto
+
+test-colab: setup-colab ## the helpers' tests and the lessons on Colab's own versions
+	.venv-colab/bin/python -m pytest -n auto
+
+test-browser: setup ## every lesson in a real JupyterLab, by headless Chromium
+	@$(bin)/python -m tools.browser
+
+format: setup ## format the code, and clean the notebooks
+	$(bin)/ruff check --fix .
+	$(bin)/ruff format .
+	$(bin)/python -m tools.notebooks clean
+
+address: setup ## carry the repository's address (pyproject.toml) into all lessons
+	@$(bin)/python -m tools.address

@@ -1,0 +1,123 @@
+"""Where checkpoints go: Google Drive on Colab, a folder of the course elsewhere."""
+
+import os
+import re
+from pathlib import Path
+
+COURSE = Path(__file__).resolve().parent.parent
+DRIVE = Path("/content/drive")
+DRIVE_FOLDER = "pytorch-models-checkpoints"  # in My Drive
+VARIABLE = "COURSE_CHECKPOINTS"
+
+WITHOUT_DRIVE = (
+    "To go on without Drive, run this in a cell first, and know that Colab deletes "
+    "the folder when the session ends:\n"
+    f'    import os; os.environ["{VARIABLE}"] = "/content/checkpoints"'
+)
+
+
+class StorageError(RuntimeError):
+    """The folder for checkpoints can't be had; the message says what to do."""
+
+
+def on_colab() -> bool:
+    """Whether this process runs on a Colab machine, in a notebook or started from one."""
+    return "COLAB_RELEASE_TAG" in os.environ
+
+
+def checkpoint_dir(lesson: str) -> Path:
+    """The lesson's folder for checkpoints, made if it is not there.
+
+    In this order: `$COURSE_CHECKPOINTS/<lesson>` where that variable is set; on Colab
+    `MyDrive/pytorch-models-checkpoints/<lesson>`, after mounting Drive; elsewhere
+    `checkpoints/<lesson>` in the course's folder.
+
+    Args:
+        lesson: a plain folder name, such as "04_checkpoints".
+
+    Raises:
+        ValueError: `lesson` is not a plain folder name.
+        StorageError: Drive was refused or can't be mounted, or the folder can't be made.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", lesson):
+        raise ValueError(f"a lesson's name is one folder name, not {lesson!r}")
+    if override := os.environ.get(VARIABLE):
+        root = Path(override).expanduser().absolute()
+        if root.is_relative_to(DRIVE) and on_colab() and not _is_mounted():
+            _mount()
+    elif on_colab():
+        if not _is_mounted():
+            _mount()
+        root = DRIVE / "MyDrive" / DRIVE_FOLDER
+    else:
+        root = COURSE / "checkpoints"
+    folder = root / lesson
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"the folder {folder} can't be made ({error}). Name another one in the "
+            f"variable {VARIABLE}."
+        ) from error
+    return folder
+
+
+def flush_drive() -> None:
+    """Hand everything written to Drive's client over to Drive, and unmount.
+
+    Ask `checkpoint_dir` again before the next save: it mounts Drive anew. Off Colab
+    there is nothing to do, and the function says so.
+
+    Raises:
+        StorageError: Drive's client did not finish; what it held may not be in Drive.
+    """
+    if not on_colab():
+        print(
+            "Not on Colab: files are on this machine's disk, there is nothing to flush."
+        )
+        return
+    from google.colab import drive
+
+    try:
+        drive.flush_and_unmount()
+    except Exception as error:
+        raise StorageError(
+            f"Drive did not take everything ({error}). Leave this session open, look at "
+            "drive.google.com for the newest files, and call flush_drive() again."
+        ) from error
+
+
+def _is_mounted() -> bool:
+    """Whether Drive stands at DRIVE: a plain folder of that name is not Drive."""
+    try:
+        return os.path.ismount(DRIVE)
+    except OSError:  # "Transport endpoint is not connected": the client has died
+        return False
+
+
+def _mount() -> None:
+    """Mount Drive, or raise a StorageError and leave nothing at the mount point.
+
+    A folder made below an unmounted /content/drive would look like Drive, vanish with
+    the session, and make the next mount fail.
+    """
+    print(
+        f"Checkpoints go to your Google Drive, into MyDrive/{DRIVE_FOLDER}. Colab asks "
+        "for access to all of your Drive; the course reads and writes that folder alone."
+    )
+    try:
+        from google.colab import drive
+
+        drive.mount(str(DRIVE))
+    except (
+        Exception
+    ) as error:  # ValueError, NotImplementedError, a refusal's MessageError
+        hint = ""
+        if "already contain files" in str(error):
+            hint = f"Files stand in {DRIVE}: move them away, then run the cell again. "
+        raise StorageError(
+            f"Google Drive was not mounted: {error or type(error).__name__}. {hint}"
+            f"Run the cell again to be asked again.\n{WITHOUT_DRIVE}"
+        ) from error
+    if not _is_mounted():
+        raise StorageError(f"Google Drive is not at {DRIVE}.\n{WITHOUT_DRIVE}")
