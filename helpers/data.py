@@ -48,7 +48,8 @@ def load_digits(split: str) -> Digits:
         raw = DIGITS.read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{DIGITS} is not there. It comes with the course: git checkout data/digits.npz"
+            f"{DIGITS} is not there. It comes with the course: "
+            "git checkout data/digits.npz"
         ) from error
     if hashlib.sha256(raw).hexdigest() != DIGITS_SHA256:
         raise ValueError(

@@ -21,7 +21,7 @@ class StorageError(RuntimeError):
 
 
 def on_colab() -> bool:
-    """Whether this process runs on a Colab machine, in a notebook or started from one."""
+    """Whether this process runs on a Colab machine: a notebook or what it started."""
     return "COLAB_RELEASE_TAG" in os.environ
 
 
@@ -37,7 +37,7 @@ def checkpoint_dir(lesson: str) -> Path:
 
     Raises:
         ValueError: `lesson` is not a plain folder name.
-        StorageError: Drive was refused or can't be mounted, or the folder can't be made.
+        StorageError: Drive was refused or can't be mounted; the folder can't be made.
     """
     if not re.fullmatch(r"\w[\w.-]*", lesson):
         raise ValueError(f"a lesson's name is one folder name, not {lesson!r}")
@@ -82,8 +82,8 @@ def flush_drive() -> None:
         drive.flush_and_unmount()
     except Exception as error:
         raise StorageError(
-            f"Drive did not take everything ({error}). Leave this session open, look at "
-            "drive.google.com for the newest files, and call flush_drive() again."
+            f"Drive did not take everything ({error}). Leave this session open, look "
+            "at drive.google.com for the newest files, and call flush_drive() again."
         ) from error
 
 
@@ -102,8 +102,9 @@ def _mount() -> None:
     the session, and make the next mount fail.
     """
     print(
-        f"Checkpoints go to your Google Drive, into MyDrive/{DRIVE_FOLDER}. Colab asks "
-        "for access to all of your Drive; the course reads and writes that folder alone."
+        f"Checkpoints go to your Google Drive, into MyDrive/{DRIVE_FOLDER}. Colab "
+        "asks for access to all of your Drive; the course reads and writes that folder "
+        "alone."
     )
     try:
         from google.colab import drive

@@ -81,8 +81,8 @@ def summarize(
         for size in sizes
     ):
         raise ValueError(
-            "input_size is one sample's shape without the batch, such as (3, 224, 224), "
-            f"or a list of such shapes; not {input_size!r}"
+            "input_size is one sample's shape without the batch, such as "
+            f"(3, 224, 224), or a list of such shapes; not {input_size!r}"
         )
     own_dtype = next(
         (p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32

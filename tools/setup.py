@@ -8,7 +8,7 @@ whose set-up was interrupted has none and is made again from the start (pip's ca
 keeps what was downloaded). Needs Python's standard library alone.
 """
 
-# Old Pythons must get as far as the message that they are too old: no newer syntax here.
+# Old Pythons must get as far as the message that they are too old: no new syntax here.
 import fcntl
 import hashlib
 import os
@@ -55,7 +55,7 @@ def check_disk():
 
 
 def check_network(python):
-    """Fetch one tiny package by pip's own settings: index, mirror, proxy, local files."""
+    """Fetch one tiny package with pip's own settings: index, mirror or proxy."""
     with tempfile.TemporaryDirectory() as folder:
         command = [python, "-m", "pip", "download", "--quiet", "--no-deps"]
         options = ["--no-cache-dir", "--retries", "1", "--timeout", "20"]
@@ -119,9 +119,7 @@ def main(env_name, constraints):
     if sys.stdout.isatty():
         install.remove("--quiet")
     if subprocess.call([*install, "-c", constraints, "-e", ".[test]"], cwd=str(ROOT)):
-        stop(
-            "pip could not install everything (see above). The same command tries again."
-        )
+        stop("pip could not install everything (see above). Run the command again.")
     # A torch and a torchvision of different builds install and then do not import.
     pair = "import torch, torchvision; torchvision.ops.nms"
     if subprocess.call([python, "-c", pair]):
