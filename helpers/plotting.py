@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 
-# Two of Okabe and Ito's colours, which differ in lightness too (jfly.uni-koeln.de/color)
+# Okabe and Ito's colours, which differ in lightness too: jfly.uni-koeln.de/color
 BLUE, ORANGE = "#0072B2", "#E69F00"
 STYLE = {
     "figure.dpi": 100,
@@ -74,12 +74,23 @@ def curves(
         x: N positions.
         series: legend text -> N values; at most four.
     """
-    looks = [(BLUE, "-", "o"), (ORANGE, "--", "s"), ("#000000", ":", "^")]
-    looks.append(("#009E73", "-.", "D"))
+    # Markers of different sizes stay visible where lines lie on each other.
+    looks = [(BLUE, "-", "o", 6), (ORANGE, "--", "s", 10), ("#000000", ":", "^", 5)]
+    looks.append(("#009E73", "-.", "D", 4))
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7, 3.6))
-        for (label, y), (colour, dash, marker) in zip(series.items(), looks, strict=False):
-            axis.plot(x, y, color=colour, linestyle=dash, marker=marker, label=label)
+        for (label, y), (colour, dash, marker, size) in zip(
+            series.items(), looks, strict=False
+        ):
+            axis.plot(
+                x,
+                y,
+                color=colour,
+                linestyle=dash,
+                marker=marker,
+                markersize=size,
+                label=label,
+            )
         axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axis.legend(frameon=False)
         figure.tight_layout()
