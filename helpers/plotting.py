@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+from IPython.display import display
 
 # Okabe and Ito's colours, which differ in lightness too: jfly.uni-koeln.de/color
 BLUE, ORANGE = "#0072B2", "#E69F00"
@@ -74,24 +75,87 @@ def curves(
         x: N positions.
         series: legend text -> N values; at most four.
     """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7, 3.6))
+        _draw(axis, x, series)
+        axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        figure.tight_layout()
+        plt.show()
+
+
+def _draw(
+    axis: plt.Axes, x: Sequence[float], series: Mapping[str, Sequence[float]]
+) -> None:
     # Markers of different sizes stay visible where lines lie on each other.
     looks = [(BLUE, "-", "o", 6), (ORANGE, "--", "s", 10), ("#000000", ":", "^", 5)]
     looks.append(("#009E73", "-.", "D", 4))
+    for (label, y), look in zip(series.items(), looks, strict=False):
+        colour, dash, marker, size = look
+        axis.plot(
+            x, y, color=colour, ls=dash, marker=marker, markersize=size, label=label
+        )
+    axis.legend(frameon=False)
+
+
+def bars(
+    names: Sequence[str],
+    panels: Mapping[str, Sequence[float]],
+    title: str,
+    log: bool = False,
+) -> None:
+    """Horizontal bars: one row a name, one panel a quantity, each bar with its value.
+
+    Args:
+        names: N row labels, the first on top.
+        panels: axis label with its unit -> N values.
+        log: logarithmic axes; a value of 0 then has no bar.
+    """
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7, 3.6))
-        for (label, y), (colour, dash, marker, size) in zip(
-            series.items(), looks, strict=False
-        ):
-            axis.plot(
-                x,
-                y,
-                color=colour,
-                linestyle=dash,
-                marker=marker,
-                markersize=size,
-                label=label,
-            )
-        axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        axis.legend(frameon=False)
+        figure, axes = plt.subplots(
+            1,
+            len(panels),
+            figsize=(9.5, 0.45 * len(names) + 1.3),
+            sharey=True,
+            squeeze=False,
+        )
+        for axis, (label, values) in zip(axes[0], panels.items(), strict=True):
+            drawn = axis.barh(range(len(names)), values, color=BLUE)
+            texts = [f"{v:,.0f}" if v >= 100 else f"{v:.2g}" for v in values]
+            axis.bar_label(drawn, texts, padding=3)
+            axis.set_xlabel(label)
+            axis.margins(x=0.15)
+            if log:
+                axis.set_xscale("log")
+            axis.grid(axis="y", visible=False)
+        axes[0][0].set_yticks(range(len(names)), names)
+        axes[0][0].invert_yaxis()
+        figure.suptitle(title)
         figure.tight_layout()
         plt.show()
+
+
+class LiveCurves:
+    """Curves that grow in place while a cell trains: one figure, updated each epoch.
+
+    curves = LiveCurves("epoch", "loss", "Training on the digits")
+    curves.add(epoch, train=0.31, val=0.35)
+    """
+
+    def __init__(self, xlabel: str, ylabel: str, title: str) -> None:
+        self.labels = {"xlabel": xlabel, "ylabel": ylabel, "title": title}
+        self.x: list[float] = []
+        self.series: dict[str, list[float]] = {}
+        self.display = display(display_id=True)
+
+    def add(self, x: float, **values: float) -> None:
+        """Add one point to each curve, and draw again. All names from the start on."""
+        self.x.append(x)
+        for name, value in values.items():
+            self.series.setdefault(name, []).append(value)
+        with plt.rc_context(STYLE):
+            figure, axis = plt.subplots(figsize=(7, 3.2))
+            _draw(axis, self.x, self.series)
+            axis.set(**self.labels)
+            figure.tight_layout()
+            plt.close(figure)  # only the display below shows it
+        self.display.update(figure)
