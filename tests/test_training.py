@@ -30,13 +30,13 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_the_loss_falls_and_the_digits_are_learned():
     seed_everything(0)
     model = SmallCNN()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     train, val = digits("train", 1000), digits("val", 397)
     first, _ = evaluate(model, val, LOSS)
-    losses = [train_one_epoch(model, train, LOSS, optimizer)[0] for _ in range(3)]
+    losses = [train_one_epoch(model, train, LOSS, optimizer)[0] for _ in range(5)]
     last, accuracy = evaluate(model, val, LOSS)
-    assert losses[0] > losses[1] > losses[2]
-    assert last < first / 2
+    assert losses[-1] < losses[0] / 4
+    assert last < first / 4
     assert accuracy >= 0.9
 
 
