@@ -9,6 +9,7 @@ DRIVE = Path("/content/drive")
 DRIVE_FOLDER = "pytorch-models-checkpoints"  # in My Drive
 VARIABLE = "COURSE_CHECKPOINTS"
 
+ANOTHER_FOLDER = f"Name another folder in the variable {VARIABLE}."
 WITHOUT_DRIVE = (
     "To go on without Drive, run this in a cell first, and know that Colab deletes "
     "the folder when the session ends:\n"
@@ -42,23 +43,25 @@ def checkpoint_dir(lesson: str) -> Path:
     if not re.fullmatch(r"\w[\w.-]*", lesson):
         raise ValueError(f"a lesson's name is one folder name, not {lesson!r}")
     if override := os.environ.get(VARIABLE):
-        root = Path(override).expanduser().absolute()
-        if root.is_relative_to(DRIVE) and on_colab() and not _is_mounted():
-            _mount()
+        try:
+            folder = Path(override).expanduser().absolute() / lesson
+        except RuntimeError as error:  # "~someone", whose home is not known here
+            raise StorageError(f"{VARIABLE} is {override!r}: {error}") from error
     elif on_colab():
-        if not _is_mounted():
-            _mount()
-        root = DRIVE / "MyDrive" / DRIVE_FOLDER
+        folder = DRIVE / "MyDrive" / DRIVE_FOLDER / lesson
     else:
-        root = COURSE / "checkpoints"
-    folder = root / lesson
+        folder = COURSE / "checkpoints" / lesson
+    # resolve: "/content/x/../drive" and links lead there too.
+    if folder.resolve().is_relative_to(DRIVE.resolve()) and not _is_mounted():
+        _mount(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
-            f"the folder {folder} can't be made ({error}). Name another one in the "
-            f"variable {VARIABLE}."
+            f"the folder {folder} can't be made ({error}). {ANOTHER_FOLDER}"
         ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"the folder {folder} is read-only. {ANOTHER_FOLDER}")
     return folder
 
 
@@ -76,14 +79,15 @@ def flush_drive() -> None:
             "Not on Colab: files are on this machine's disk, there is nothing to flush."
         )
         return
-    from google.colab import drive
-
     try:
+        from google.colab import drive
+
         drive.flush_and_unmount()
     except Exception as error:
         raise StorageError(
-            f"Drive did not take everything ({error}). Leave this session open, look "
-            "at drive.google.com for the newest files, and call flush_drive() again."
+            f"Drive did not take everything ({_reason(error)}). Leave this session "
+            "open, look at drive.google.com for the newest files, and call "
+            "flush_drive() again."
         ) from error
 
 
@@ -95,30 +99,37 @@ def _is_mounted() -> bool:
         return False
 
 
-def _mount() -> None:
-    """Mount Drive, or raise a StorageError and leave nothing at the mount point.
+def _mount(folder: Path) -> None:
+    """Mount Drive for `folder`, or raise a StorageError and make nothing below DRIVE.
 
     A folder made below an unmounted /content/drive would look like Drive, vanish with
     the session, and make the next mount fail.
     """
+    if not on_colab():
+        raise StorageError(
+            f"{folder} is in Google Drive, which is not mounted. {ANOTHER_FOLDER}"
+        )
     print(
-        f"Checkpoints go to your Google Drive, into MyDrive/{DRIVE_FOLDER}. Colab "
-        "asks for access to all of your Drive; the course reads and writes that folder "
-        "alone."
+        f"Checkpoints go to your Google Drive, into {folder}. Colab asks for access to "
+        "all of your Drive; the course reads and writes that folder alone."
     )
     try:
         from google.colab import drive
 
         drive.mount(str(DRIVE))
-    except (
-        Exception
-    ) as error:  # ValueError, NotImplementedError, a refusal's MessageError
-        hint = ""
-        if "already contain files" in str(error):
-            hint = f"Files stand in {DRIVE}: move them away, then run the cell again. "
+    except Exception as error:  # of several kinds; a refusal's is Exception's own child
+        reason = _reason(error)
+        advice = "Run the cell again to be asked again."
+        if "already contain files" in reason:
+            advice = f"Move away the files that stand in {DRIVE}, then run it again."
+        elif isinstance(error, AttributeError):  # there is no kernel to ask through
+            advice = "Only a notebook's cell can ask for Drive: mount it there first."
         raise StorageError(
-            f"Google Drive was not mounted: {error or type(error).__name__}. {hint}"
-            f"Run the cell again to be asked again.\n{WITHOUT_DRIVE}"
+            f"Google Drive was not mounted: {reason}. {advice}\n{WITHOUT_DRIVE}"
         ) from error
     if not _is_mounted():
         raise StorageError(f"Google Drive is not at {DRIVE}.\n{WITHOUT_DRIVE}")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__

@@ -24,7 +24,8 @@ def seed_everything(seed: int) -> None:
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def train_one_epoch(

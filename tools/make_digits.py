@@ -37,8 +37,9 @@ def write(file: Path) -> None:
         "labels": digits.target.astype(np.uint8),
         "split": split,
     }
-    # np.savez stores the time of day; fixed dates make the bytes the same each time.
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    # Fixed dates (np.savez stores the time of day) and no compression (what deflate
+    # writes depends on the machine's zlib): the same bytes each time and everywhere.
+    with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             buffer = BytesIO()
             np.save(buffer, array)
