@@ -87,7 +87,7 @@ def _draw(
     axis: plt.Axes, x: Sequence[float], series: Mapping[str, Sequence[float]]
 ) -> None:
     # Markers of different sizes stay visible where lines lie on each other.
-    looks = [(BLUE, "-", "o", 6), (ORANGE, "--", "s", 10), ("#000000", ":", "^", 5)]
+    looks = [(BLUE, "-", "o", 6), (ORANGE, "--", "s", 8), ("#000000", ":", "^", 4)]
     looks.append(("#009E73", "-.", "D", 4))
     for (label, y), look in zip(series.items(), looks, strict=False):
         colour, dash, marker, size = look

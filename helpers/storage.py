@@ -51,8 +51,7 @@ def checkpoint_dir(lesson: str) -> Path:
         folder = DRIVE / "MyDrive" / DRIVE_FOLDER / lesson
     else:
         folder = COURSE / "checkpoints" / lesson
-    # resolve: "/content/x/../drive" and links lead there too.
-    if folder.resolve().is_relative_to(DRIVE.resolve()) and not _is_mounted():
+    if _awaits_drive(folder):
         _mount(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +62,20 @@ def checkpoint_dir(lesson: str) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise StorageError(f"the folder {folder} is read-only. {ANOTHER_FOLDER}")
     return folder
+
+
+def check_mounted(path: str | Path) -> None:
+    """Raise unless `path` can be used: it is not on Drive, or Drive is mounted.
+
+    Raises:
+        StorageError: `path` is on Drive, and Drive is not mounted. A folder made there
+            now would be lost with the session.
+    """
+    if _awaits_drive(Path(path)):
+        raise StorageError(
+            f"{path} is on Google Drive, and Drive is not mounted at {DRIVE}. Run the "
+            "cell that calls storage.checkpoint_dir(...) again: it mounts Drive."
+        )
 
 
 def flush_drive() -> None:
@@ -89,6 +102,12 @@ def flush_drive() -> None:
             "open, look at drive.google.com for the newest files, and call "
             "flush_drive() again."
         ) from error
+
+
+def _awaits_drive(folder: Path) -> bool:
+    """Whether the folder is on Drive, and Drive is not mounted."""
+    # resolve: "/content/x/../drive" and links lead there too.
+    return folder.resolve().is_relative_to(DRIVE.resolve()) and not _is_mounted()
 
 
 def _is_mounted() -> bool:
