@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import html
 import os
+import re
 import signal
 import sys
 import time
@@ -137,6 +138,7 @@ def write_page(notebook: NotebookNode, result: Result, build: Path) -> None:
     page, _ = HTMLExporter().from_notebook_node(
         notebook, {"metadata": {"name": result.title}}
     )
+    page = re.sub(r'href="([\w-]+)\.ipynb"', r'href="\1.html"', page)  # "next lesson"
     (build / f"{result.name}.html").write_text(page, encoding="utf-8")
 
 
