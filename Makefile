@@ -40,5 +40,5 @@ format: setup ## format the code, and clean the notebooks
 	$(bin)/ruff format .
 	$(bin)/python -m tools.notebooks clean
 
-address: setup ## carry the repository's address (pyproject.toml) into all lessons
-	@$(bin)/python -m tools.address
+address: setup ## carry the repository's address into all lessons (URL=https://...)
+	@$(bin)/python -m tools.address $(URL)
