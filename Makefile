@@ -23,6 +23,9 @@ lab: setup ## open JupyterLab on the lessons (PORT=8888)
 	@$(bin)/jupyter lab --port $(PORT) --ServerApp.root_dir=. \
 	  --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
+# One thread each: the workers share the cores.
+test test-colab: export OMP_NUM_THREADS = 1
+
 test: setup ## all checks: ruff, notebooks clean, helpers, every lesson's outputs
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
