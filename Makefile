@@ -10,10 +10,10 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
 	  awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: # the environment, complete and up to date
+setup: ## the environment .venv, complete and up to date (the others do it first)
 	@$(PYTHON) tools/setup.py $(env) constraints.txt
 
-setup-colab:
+setup-colab: ## the same for .venv-colab, with the versions that Colab has
 	@$(PYTHON) tools/setup.py .venv-colab constraints-colab.txt
 
 course: setup ## run every lesson; pages and executed notebooks go to build/

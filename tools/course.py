@@ -173,7 +173,7 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def run_all(files: Sequence[Path], build: Path = BUILD) -> list[Result]:
+def run_all(files: Sequence[Path], build: Path) -> list[Result]:
     """Run every notebook where it stands; write pages and the index into `build`."""
     (build / "notebooks").mkdir(parents=True, exist_ok=True)
     notebooks = {file: read_notebook(file) for file in files}
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("lessons", nargs="*", metavar="LESSON")
     chosen = parser.parse_args(arguments)
     try:
-        results = run_all(lesson_files(chosen.lessons, NOTEBOOKS))
+        results = run_all(lesson_files(chosen.lessons, NOTEBOOKS), BUILD)
     except NotebookError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

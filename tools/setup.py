@@ -81,11 +81,18 @@ def works(python):
 
 
 def main(env_name, constraints):
+    # Two commands started at once: the second waits here, and finds all done.
+    lock = os.open(str(ROOT), os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        bring_up_to_date(env_name, constraints)
+    finally:
+        os.close(lock)
+
+
+def bring_up_to_date(env_name, constraints):
     env = ROOT / env_name
     python, stamp = str(env / "bin" / "python"), env / ".complete"
-    # Two commands started at once: the second waits here, and finds all done.
-    fcntl.flock(os.open(str(ROOT), os.O_RDONLY), fcntl.LOCK_EX)
-
     wanted = fingerprint(constraints)
     if stamp.exists() and works(python):
         if stamp.read_text() == wanted:
