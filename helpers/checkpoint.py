@@ -135,12 +135,7 @@ def save_checkpoint(
     with _ctrl_c_waits():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream, ThreadPoolExecutor(1) as beside:
-                torch.save(content, stream)
-                stream.flush()
-                synced = beside.submit(os.fsync, stream.fileno())
-                _read(temporary, mmap=True)  # meanwhile: it is in memory still
-                synced.result()
+            _write(content, temporary)
             temporary.replace(file)
         except BaseException as error:
             with suppress(OSError):
@@ -255,6 +250,20 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
     return sorted(files, key=order)
 
 
+def _write(content: dict[str, Any], file: Path) -> None:
+    """Write, sync and verify the file.
+
+    A function, so that the thread is freed while Ctrl-C is held back: Python drops a
+    KeyboardInterrupt that comes as the end of a thread's life is told to a weakref.
+    """
+    with file.open("wb") as stream, ThreadPoolExecutor(1) as beside:
+        torch.save(content, stream)
+        stream.flush()
+        synced = beside.submit(os.fsync, stream.fileno())
+        _read(file, mmap=True)  # meanwhile, since the file is in memory still
+        synced.result()
+
+
 def _read(
     file: Path, where: MAP_LOCATION = "cpu", testzip: bool = True, mmap: bool = False
 ) -> dict[str, Any]:
@@ -317,7 +326,9 @@ def _forms(
     """What must be the same at the save and at the load, in words."""
 
     def form(value: Any) -> str:
-        return f"{value.dtype} {tuple(value.shape)}" if hasattr(value, "shape") else "?"
+        if not isinstance(value, torch.Tensor):
+            return "no tensor"
+        return f"{value.dtype} {tuple(value.shape)}{' on meta' * value.is_meta}"
 
     forms = {"model": {k: form(v) for k, v in model.state_dict().items()}}
     forms["optimizer"] = {"kind": type(optimizer).__name__} if optimizer else {}

@@ -44,6 +44,9 @@ SETTINGS = {
 }
 NOTEBOOK = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 DIRTY = ".lm-DockPanel-tabBar .lm-mod-current.jp-mod-dirty"
+# The copies come without numbers: whatever stands in a prompt is of this run.
+BEGUN = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
+  .some((prompt) => /[\\d*]/.test(prompt.textContent))"""
 # All cells wait as [*] from the start; after an error those left go back to [ ].
 FINISHED = """() => {
   const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
@@ -145,6 +148,23 @@ def click_menu(page: Page, menu: str, command: str) -> None:
     page.click(f".lm-Menu-item[data-command='{command}']")
 
 
+def restart_and_run_all(page: Page, tries: int = 3) -> None:
+    """Start the run; on a busy machine JupyterLab loses the command now and then.
+
+    Raises:
+        TimeoutError: no cell has begun to run.
+    """
+    for left in reversed(range(tries)):
+        click_menu(page, "Run", "runmenu:restart-and-run-all")
+        page.click(".jp-Dialog-button.jp-mod-accept")
+        try:
+            page.wait_for_function(BEGUN, timeout=20_000)
+            return
+        except TimeoutError:
+            if not left:
+                raise
+
+
 def run_lesson(browser: Browser, address: str, file: Path, copy: Path) -> list[str]:
     """Restart and run all; returns what is wrong, nothing if all went well.
 
@@ -158,8 +178,7 @@ def run_lesson(browser: Browser, address: str, file: Path, copy: Path) -> list[s
         page.wait_for_selector(f"{NOTEBOOK} .jp-CodeCell", timeout=60_000)
         # A restart needs a kernel that is there.
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-        click_menu(page, "Run", "runmenu:restart-and-run-all")
-        page.click(".jp-Dialog-button.jp-mod-accept")
+        restart_and_run_all(page)
         late = []
         try:
             page.wait_for_function(FINISHED, timeout=LESSON_TIMEOUT_S * 1000)
