@@ -62,6 +62,21 @@ def checkpoint_dir(lesson: str) -> Path:
     return folder
 
 
+def check_mounted(path: str | Path) -> None:
+    """Raise unless `path` can be used: it is not on Drive, or Drive is mounted.
+
+    Raises:
+        StorageError: `path` is on Drive, and Drive is not mounted. A folder made there
+            now would be lost with the session.
+    """
+    on_drive = Path(path).resolve().is_relative_to(DRIVE.resolve())
+    if on_colab() and on_drive and not _is_mounted():
+        raise StorageError(
+            f"{path} is on Google Drive, and Drive is not mounted at {DRIVE}. Run the "
+            "cell that calls storage.checkpoint_dir(...) again: it mounts Drive."
+        )
+
+
 def flush_drive() -> None:
     """Hand everything written to Drive's client over to Drive, and unmount.
 
