@@ -149,8 +149,10 @@ def save_checkpoint(
                 raise
             raise _not_saved(error, content, folder) from error
         _sync(folder)
-        if keep_last is not None:
+        try:
             _retain(file, keep_last)
+        except (CheckpointError, OSError) as error:
+            warnings.warn(f"{file} is saved; older files stay: {error}", stacklevel=2)
     return file
 
 
@@ -451,28 +453,27 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _retain(new: Path, keep_last: int) -> None:
+def _retain(new: Path, keep_last: int | None) -> None:
     """Delete what is neither new, of the last epochs, the best, nor unreadable."""
-    losses: dict[Path, float | None] = {}
-    for file in list_checkpoints(new.parent):
-        if content := _glance(file):
-            losses[file] = content["loss"]
-    latest = {_epoch(file): file for file in losses}  # of an epoch's saves the last
-    finite = {f: x for f, x in losses.items() if x is not None and math.isfinite(x)}
-    best = [min(finite, key=finite.__getitem__)] if finite else []
-    keep = {new, *list(latest.values())[-keep_last:], *best}
     for temporary in new.parent.glob(".checkpoint_model_*.tmp"):
         with suppress(OSError):  # one that was written to in the last hour is in use
             if temporary.stat().st_mtime < time.time() - 3600:
                 temporary.unlink()
-    for file in losses.keys() - keep:
-        try:
-            file.unlink(missing_ok=True)
-        except OSError as error:
-            warnings.warn(f"{file} was not deleted: {error}", stacklevel=3)
-    if (last := max(latest)) > _epoch(new):
+    files = list_checkpoints(new.parent)
+    if (last := max(map(_epoch, files), default=0)) > _epoch(new):
         warnings.warn(
             f"epoch {_epoch(new)} is saved, but {new.parent} holds epoch {last}, and "
             "to load the folder takes that one. Give a new run a new folder.",
             stacklevel=3,
         )
+    if keep_last is None:
+        return
+    losses = {f: content["loss"] for f in files if (content := _glance(f))}
+    latest = {_epoch(file): file for file in losses}  # of an epoch's saves the last
+    finite = {f: x for f, x in losses.items() if x is not None and math.isfinite(x)}
+    best = [min(finite, key=finite.__getitem__)] if finite else []
+    for file in losses.keys() - {new, *list(latest.values())[-keep_last:], *best}:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            warnings.warn(f"{file} was not deleted: {error}", stacklevel=3)

@@ -145,7 +145,7 @@ def test_case_02_03_sigint_at_random_moments(
 def test_case_19_stale_temporaries_are_ignored_and_later_removed(
     saver: Saver, tmp_path: Path
 ) -> None:
-    """A killed save leaves a temporary; one as old as an hour goes, a fresh one stays."""
+    """A temporary as old as an hour goes; one that may be in use stays."""
     for _ in range(20):
         saver.shoot(tmp_path, [signal.SIGKILL], 0.03)
         if len(strays(tmp_path)) >= 2:
