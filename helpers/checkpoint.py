@@ -63,6 +63,28 @@ class CheckpointError(RuntimeError):
     """A checkpoint can't be saved, read or used; the message says what to do."""
 
 
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C takes effect afterwards. (It reaches the main thread alone.)
+
+    A wish that is held back and repeated can't get lost, as a KeyboardInterrupt can:
+    Python drops one that comes while a weakref's callback runs.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
+@_ctrl_c_waits()
 def save_checkpoint(
     folder: str | Path,
     *,
@@ -132,27 +154,26 @@ def save_checkpoint(
     }
     file = folder / _file_name(content)
     temporary = folder / f".{file.name}.{os.getpid()}.tmp"
-    with _ctrl_c_waits():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream, ThreadPoolExecutor(1) as beside:
-                torch.save(content, stream)
-                stream.flush()
-                synced = beside.submit(os.fsync, stream.fileno())
-                _read(temporary, mmap=True)  # meanwhile: it is in memory still
-                synced.result()
-            temporary.replace(file)
-        except BaseException as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            if isinstance(error, PermissionError) or not isinstance(error, Exception):
-                raise
-            raise _not_saved(error, content, folder) from error
-        _sync(folder)
-        try:
-            _retain(file, keep_last)
-        except (CheckpointError, OSError) as error:
-            warnings.warn(f"{file} is saved; older files stay: {error}", stacklevel=2)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream, ThreadPoolExecutor(1) as beside:
+            torch.save(content, stream)
+            stream.flush()
+            synced = beside.submit(os.fsync, stream.fileno())
+            _read(temporary, mmap=True)  # meanwhile, since it is in memory still
+            synced.result()
+        temporary.replace(file)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, PermissionError) or not isinstance(error, Exception):
+            raise
+        raise _not_saved(error, content, folder) from error
+    _sync(folder)
+    try:
+        _retain(file, keep_last)
+    except (CheckpointError, OSError) as error:
+        warnings.warn(f"{file} is saved; older files stay: {error}", stacklevel=3)
     return file
 
 
@@ -317,7 +338,9 @@ def _forms(
     """What must be the same at the save and at the load, in words."""
 
     def form(value: Any) -> str:
-        return f"{value.dtype} {tuple(value.shape)}" if hasattr(value, "shape") else "?"
+        if not isinstance(value, torch.Tensor):
+            return "no tensor"
+        return f"{value.dtype} {tuple(value.shape)}{' on meta' * value.is_meta}"
 
     forms = {"model": {k: form(v) for k, v in model.state_dict().items()}}
     forms["optimizer"] = {"kind": type(optimizer).__name__} if optimizer else {}
@@ -393,23 +416,6 @@ def _on_disk(path: str | Path) -> Path:
     return Path(path)
 
 
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C takes effect after the block. (It reaches the main thread alone.)"""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = []
-    signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if pressed:
-            signal.raise_signal(signal.SIGINT)
-
-
 def _not_saved(error: Exception, content: dict[str, Any], folder: Path) -> Exception:
     """The error to raise in place of the one that stopped a save."""
     what = f"epoch {content['epoch']} was not saved, earlier checkpoints are untouched"
@@ -464,7 +470,7 @@ def _retain(new: Path, keep_last: int | None) -> None:
         warnings.warn(
             f"epoch {_epoch(new)} is saved, but {new.parent} holds epoch {last}, and "
             "to load the folder takes that one. Give a new run a new folder.",
-            stacklevel=3,
+            stacklevel=4,
         )
     if keep_last is None:
         return
@@ -476,4 +482,4 @@ def _retain(new: Path, keep_last: int | None) -> None:
         try:
             file.unlink(missing_ok=True)
         except OSError as error:
-            warnings.warn(f"{file} was not deleted: {error}", stacklevel=3)
+            warnings.warn(f"{file} was not deleted: {error}", stacklevel=4)

@@ -1,5 +1,6 @@
 """Processes shot in mid-save: SIGKILL, and a control that shows what it does else."""
 
+import contextlib
 import json
 import os
 import random
@@ -25,6 +26,7 @@ class Saver:
 
     def __init__(self) -> None:
         paths = os.pathsep.join([str(TESTS), str(TESTS.parent)])
+        self.save_s = 0.05  # how long a save takes here: measured as it goes on
         self.process = subprocess.Popen(
             [sys.executable, str(TESTS / "checkpoint_saver.py")],
             stdin=subprocess.PIPE,
@@ -34,27 +36,37 @@ class Saver:
         )
 
     def shoot(
-        self, folder: Path, signals: list[int], delay_s: float, kind: str = "safe"
+        self, folder: Path, signals: list[int], draw: random.Random, kind: str = "safe"
     ) -> list[tuple[str, int]]:
-        """Start a job, send the signals after the delay; what it told, in order."""
+        """Start a job, let it save 0 to 2 times, and send the signals within the next.
+
+        Returns what the job told, in order.
+        """
         order = {"folder": str(folder), "kind": kind, "layers": 8}  # 8 MiB
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        told, pid = [], None
+        told, pid, began_s, waits = [], None, 0.0, draw.randrange(3)
         for line in self.process.stdout:
             word, _, rest = line.strip().partition(" ")
             assert word != "error", rest
             told.append((word, int(rest or 0)))
             if word == "pid":
                 pid = int(rest)
-            if word == "ended":
+            elif word == "began":
+                began_s = time.monotonic()
+            elif word == "saved":
+                self.save_s = 0.7 * self.save_s + 0.3 * (time.monotonic() - began_s)
+                waits -= 1
+            elif word == "ended":
                 return told
-            if pid and signals and ("start", 0) in told:
-                time.sleep(delay_s)
-                for number in signals:
-                    os.kill(pid, number)
+            if pid and waits <= 0 and ("start", 0) in told:
+                time.sleep(draw.uniform(0, 1.2 * self.save_s))
+                for number in signals or [signal.SIGKILL]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
                     time.sleep(0.001)
-                signals = []
+                assert signals, f"the signal was dropped: {told}"
+                signals, waits = [], 20
         raise AssertionError(f"the saver ended: {told}")
 
     def close(self) -> None:
@@ -78,7 +90,7 @@ def test_case_01_sigkill_at_random_moments(saver: Saver, tmp_path: Path) -> None
     """No unreadable file, no confirmed save lost, no mixed state; epoch 1 is best."""
     draw, confirmed, in_mid_save = random.Random(1), 0, 0
     for _ in range(KILLS):
-        told = saver.shoot(tmp_path, [signal.SIGKILL], draw.uniform(0, 0.12))
+        told = saver.shoot(tmp_path, [signal.SIGKILL], draw)
         confirmed = max([confirmed, *numbers(told, "saved")])
         assert unreadable(tmp_path) == []
         files = list_checkpoints(tmp_path)
@@ -106,7 +118,7 @@ def test_case_01_control_the_same_kills_damage_a_plain_save(
     """The shooting can do harm: torch.save on the destination leaves rubbish."""
     draw, damaged = random.Random(2), 0
     for _ in range(12):
-        saver.shoot(tmp_path, [signal.SIGKILL], draw.uniform(0, 0.12), kind="plain")
+        saver.shoot(tmp_path, [signal.SIGKILL], draw, kind="plain")
         for file in list_checkpoints(tmp_path):
             try:
                 torch.load(file, weights_only=True)
@@ -128,7 +140,7 @@ def test_case_02_03_sigint_at_random_moments(
     folder.mkdir(parents=True)
     for turn in range(KILLS):
         presses = [signal.SIGINT] * (1 + turn % 3)  # the impatient press again
-        told = saver.shoot(folder, presses, draw.uniform(0, 0.12))
+        told = saver.shoot(folder, presses, draw)
         assert strays(folder) == []
         assert unreadable(folder) == []
         epochs = [read_checkpoint(file)["epoch"] for file in list_checkpoints(folder)]
@@ -146,8 +158,9 @@ def test_case_19_stale_temporaries_are_ignored_and_later_removed(
     saver: Saver, tmp_path: Path
 ) -> None:
     """A temporary as old as an hour goes; one that may be in use stays."""
-    for _ in range(20):
-        saver.shoot(tmp_path, [signal.SIGKILL], 0.03)
+    draw = random.Random(19)
+    for _ in range(40):
+        saver.shoot(tmp_path, [signal.SIGKILL], draw)
         if len(strays(tmp_path)) >= 2:
             break
     stale, fresh = strays(tmp_path)[:2]

@@ -218,6 +218,14 @@ def test_case_36_missing_or_extra_key(
     )  # fmt: skip
 
 
+def test_a_model_on_meta_is_refused(saved: tuple[Training, Path]) -> None:
+    """PyTorch's own load_state_dict does nothing there, and succeeds."""
+    with torch.device("meta"):
+        model = small_model()
+    with pytest.raises(CheckpointError, match="on meta here"):
+        load_checkpoint(saved[1], model=model)
+
+
 def reordered(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD([*model.parameters()][::-1], lr=0.1, momentum=0.9)
 

@@ -410,8 +410,9 @@ def test_the_file_just_saved_stays_and_later_epochs_are_warned_of(
     """A run begun anew in an old run's folder."""
     for epoch in (48, 49, 50):
         save(tmp_path, epoch)
-    with pytest.warns(UserWarning, match=r"holds epoch 50.*new folder"):
-        file = save(tmp_path, 1)
+    with pytest.warns(UserWarning, match=r"holds epoch 50.*new folder") as seen:
+        file = save_checkpoint(tmp_path, epoch=1, model=MODEL)
+    assert seen[0].filename == __file__, "the warning points elsewhere"
     assert file.exists()
     assert good_epochs(tmp_path) == [1, 48, 49, 50]
 
