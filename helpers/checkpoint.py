@@ -67,8 +67,8 @@ class CheckpointError(RuntimeError):
 def _ctrl_c_waits() -> Iterator[None]:
     """Ctrl-C takes effect afterwards. (It reaches the main thread alone.)
 
-    A wish that is held back and repeated can't get lost, as a KeyboardInterrupt can:
-    Python drops one that comes while a weakref's callback runs.
+    Held back it can't be lost, as a KeyboardInterrupt can: Python drops one that is
+    raised in a weakref's callback, and some extension modules one in their import.
     """
     handler = signal.getsignal(signal.SIGINT)
     if handler is None or threading.current_thread() is not threading.main_thread():

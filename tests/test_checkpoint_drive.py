@@ -161,9 +161,10 @@ def test_case_13_the_disk_fails_at_its_nth_operation(
             returned += 1
         assert unreadable(folder) == []
         listed = list_checkpoints(folder)
-        if "4" not in [file.name.split("_")[2] for file in listed]:
+        if problem:
             assert {file: file.read_bytes() for file in listed} == before
         else:
+            assert listed[-1] == file
             assert listed[-2] in before
             assert listed[-2].read_bytes() == before[listed[-2]]
         if not lasting:
