@@ -63,6 +63,28 @@ class CheckpointError(RuntimeError):
     """A checkpoint can't be saved, read or used; the message says what to do."""
 
 
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C takes effect afterwards. (It reaches the main thread alone.)
+
+    Held back it can't be lost, as a KeyboardInterrupt can: Python drops one that is
+    raised in a weakref's callback, and some extension modules one in their import.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
+@_ctrl_c_waits()
 def save_checkpoint(
     folder: str | Path,
     *,
@@ -132,22 +154,26 @@ def save_checkpoint(
     }
     file = folder / _file_name(content)
     temporary = folder / f".{file.name}.{os.getpid()}.tmp"
-    with _ctrl_c_waits():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(content, temporary)
-            temporary.replace(file)
-        except BaseException as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            if isinstance(error, PermissionError) or not isinstance(error, Exception):
-                raise
-            raise _not_saved(error, content, folder) from error
-        _sync(folder)
-        try:
-            _retain(file, keep_last)
-        except (CheckpointError, OSError) as error:
-            warnings.warn(f"{file} is saved; older files stay: {error}", stacklevel=2)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream, ThreadPoolExecutor(1) as beside:
+            torch.save(content, stream)
+            stream.flush()
+            synced = beside.submit(os.fsync, stream.fileno())
+            _read(temporary, mmap=True)  # meanwhile, since it is in memory still
+            synced.result()
+        temporary.replace(file)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, PermissionError) or not isinstance(error, Exception):
+            raise
+        raise _not_saved(error, content, folder) from error
+    _sync(folder)
+    try:
+        _retain(file, keep_last)
+    except (CheckpointError, OSError) as error:
+        warnings.warn(f"{file} is saved; older files stay: {error}", stacklevel=3)
     return file
 
 
@@ -248,20 +274,6 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
         return _epoch(file), number, file.name
 
     return sorted(files, key=order)
-
-
-def _write(content: dict[str, Any], file: Path) -> None:
-    """Write, sync and verify the file.
-
-    A function, so that the thread is freed while Ctrl-C is held back: Python drops a
-    KeyboardInterrupt that comes as the end of a thread's life is told to a weakref.
-    """
-    with file.open("wb") as stream, ThreadPoolExecutor(1) as beside:
-        torch.save(content, stream)
-        stream.flush()
-        synced = beside.submit(os.fsync, stream.fileno())
-        _read(file, mmap=True)  # meanwhile, since the file is in memory still
-        synced.result()
 
 
 def _read(
@@ -404,23 +416,6 @@ def _on_disk(path: str | Path) -> Path:
     return Path(path)
 
 
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C takes effect after the block. (It reaches the main thread alone.)"""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = []
-    signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if pressed:
-            signal.raise_signal(signal.SIGINT)
-
-
 def _not_saved(error: Exception, content: dict[str, Any], folder: Path) -> Exception:
     """The error to raise in place of the one that stopped a save."""
     what = f"epoch {content['epoch']} was not saved, earlier checkpoints are untouched"
@@ -475,7 +470,7 @@ def _retain(new: Path, keep_last: int | None) -> None:
         warnings.warn(
             f"epoch {_epoch(new)} is saved, but {new.parent} holds epoch {last}, and "
             "to load the folder takes that one. Give a new run a new folder.",
-            stacklevel=3,
+            stacklevel=4,
         )
     if keep_last is None:
         return
@@ -487,4 +482,4 @@ def _retain(new: Path, keep_last: int | None) -> None:
         try:
             file.unlink(missing_ok=True)
         except OSError as error:
-            warnings.warn(f"{file} was not deleted: {error}", stacklevel=3)
+            warnings.warn(f"{file} was not deleted: {error}", stacklevel=4)
