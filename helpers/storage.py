@@ -71,8 +71,7 @@ def check_mounted(path: str | Path) -> None:
         StorageError: `path` is on Drive, and Drive is not mounted. A folder made there
             now would be lost with the session.
     """
-    on_drive = Path(path).resolve().is_relative_to(DRIVE.resolve())
-    if on_colab() and on_drive and not _is_mounted():
+    if _awaits_drive(Path(path)):
         raise StorageError(
             f"{path} is on Google Drive, and Drive is not mounted at {DRIVE}. Run the "
             "cell that calls storage.checkpoint_dir(...) again: it mounts Drive."
