@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import torch
 from IPython.display import display
 
 # Okabe and Ito's colours, which differ in lightness too: jfly.uni-koeln.de/color
@@ -159,3 +160,127 @@ class LiveCurves:
             figure.tight_layout()
             plt.close(figure)  # only the display below shows it
         self.display.update(figure)
+
+
+def confusion_matrix(
+    counts: Sequence[Sequence[int]], classes: Sequence[str], title: str
+) -> None:
+    """A square of counts: a row is a true class, a column a predicted one.
+
+    Args:
+        counts: (C, C), whole numbers; each row has at least one.
+        classes: C names.
+    """
+    numbers = range(len(classes))
+    side = 1.8 + 0.75 * len(classes)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(side + 0.7, side))
+        shares = [[count / sum(row) for count in row] for row in counts]
+        axis.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+        for row in numbers:
+            for column in numbers:
+                share = shares[row][column]
+                axis.text(
+                    column,
+                    row,
+                    f"{counts[row][column]}\n{share:.0%}",
+                    ha="center",
+                    va="center",
+                    color="white" if share > 0.5 else "black",
+                )
+        axis.set_xticks(numbers, classes, rotation=0 if len(classes) < 5 else 90)
+        axis.set_yticks(numbers, classes)
+        axis.set(xlabel="predicted", ylabel="true class", title=title)
+        axis.grid(visible=False)
+        figure.tight_layout()
+        plt.show()
+
+
+def predictions(
+    images: Sequence[torch.Tensor],
+    true: Sequence[str],
+    predicted: Sequence[str],
+    certainty: Sequence[float],
+    title: str,
+    columns: int = 6,
+) -> None:
+    """Pictures with what the model says and how certain it is; wrong ones are framed.
+
+    Args:
+        images: N tensors (3, H, W) in 0..1.
+        true, predicted: N class names.
+        certainty: N probabilities of the predicted class, 0..1.
+    """
+    rows = -(-len(images) // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(9.5, 2.05 * rows + 0.5), squeeze=False
+        )
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, image, name, guess, share in zip(
+            axes.flat, images, true, predicted, certainty, strict=False
+        ):
+            axis.imshow(image.permute(1, 2, 0).cpu())
+            axis.set_title(f"{guess} {share:.0%}", fontsize=10)
+            if guess != name:
+                axis.set_title(f"{guess} {share:.0%}\nWRONG: {name}", fontsize=10)
+                axis.add_patch(
+                    plt.Rectangle(
+                        (0, 0),
+                        1,
+                        1,
+                        transform=axis.transAxes,
+                        fill=False,
+                        edgecolor="black",
+                        linewidth=4,
+                        clip_on=False,
+                    )
+                )
+        figure.suptitle(title)
+        figure.tight_layout()
+        plt.show()
+
+
+def spread(
+    x: Sequence[float],
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    level: tuple[float, str] | None = None,
+) -> None:
+    """Means with their spread over a logarithmic x axis.
+
+    Args:
+        x: N positions, each marked on the axis.
+        series: legend text -> N means and N standard deviations; at most four.
+        level: a height to draw a thin line at, such as chance, and its name.
+    """
+    # A little beside each other, so that the bars can be told apart.
+    looks = [(BLUE, "-", "o"), (ORANGE, "--", "s"), ("#000000", ":", "^")]
+    looks.append(("#009E73", "-.", "D"))
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(9.5, 3.8))
+        for number, (label, (mean, deviation)) in enumerate(series.items()):
+            colour, dash, marker = looks[number]
+            axis.errorbar(
+                [value * (1 + 0.03 * (number - 1.5)) for value in x],
+                mean,
+                yerr=deviation,
+                color=colour,
+                ls=dash,
+                marker=marker,
+                capsize=3,
+                label=label,
+            )
+        if level:
+            axis.axhline(level[0], color="grey", lw=1)
+            axis.annotate(level[1], (x[-1], level[0]), va="bottom", ha="right")
+        axis.set_xscale("log")
+        axis.set_xticks(x, [f"{value:g}" for value in x])
+        axis.minorticks_off()
+        axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        figure.tight_layout()
+        plt.show()
