@@ -1,0 +1,81 @@
+"""helpers.launch: output comes back, failures speak, and no process is left behind."""
+
+import os
+import time
+
+import psutil
+import pytest
+
+from helpers.launch import LaunchError, Program, launch
+
+HANGS = """
+import os, sys, time
+print("rank", os.environ["RANK"], os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def hanging(tmp_path):
+    """A script of two ranks that never end, and its command."""
+    (tmp_path / "hangs.py").write_text(HANGS)
+    return f"torchrun --standalone --nproc-per-node=2 {tmp_path / 'hangs.py'}"
+
+
+def pids(output):
+    return [int(line.split()[2]) for line in output.splitlines()]
+
+
+def gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
+
+
+def test_output_comes_back_and_helpers_can_be_imported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = """python -c "import helpers.models, os; print(os.environ['WORD'])" """
+    assert launch(command, WORD="hello") == "hello\n"
+
+
+def test_one_thread_each_unless_told_otherwise(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    command = """python -c "import os; print(os.environ['OMP_NUM_THREADS'])" """
+    assert launch(command) == "1\n"
+    assert launch(command, OMP_NUM_THREADS="2") == "2\n"
+
+
+def test_a_failure_says_the_command_the_code_and_the_traceback():
+    with pytest.raises(LaunchError, match=r"exit code 3: python -c") as error:
+        launch("python -c 'import sys; print(1, file=sys.stderr); sys.exit(3)'")
+    assert "\n1" in str(error.value)
+
+
+def test_a_hang_is_stopped_with_all_its_workers(hanging):
+    program = Program(hanging)
+    wait_for(lambda: len(pids(program.output())) == 2)
+    ranks = pids(program.output())
+    with pytest.raises(LaunchError, match=r"stopped after 0\.5 s"):
+        program.wait(timeout_s=0.5)
+    assert not program.running()
+    assert all(gone(pid) for pid in ranks)
+
+
+def test_leaving_the_block_ends_the_workers_even_if_torchrun_was_killed(hanging):
+    with Program(hanging) as program:
+        wait_for(lambda: len(pids(program.output())) == 2)
+        ranks = pids(program.output())
+        assert {worker.pid for worker in program.workers()} >= set(ranks)
+        os.kill(program.pid, 9)
+        wait_for(lambda: not program.running())
+    assert all(gone(pid) for pid in ranks)
+
+
+def test_an_empty_command_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        launch("  ")
