@@ -28,6 +28,8 @@ lab: setup ## open JupyterLab on the lessons (PORT=8888)
 
 # One thread each: the workers share the cores.
 test test-colab: export OMP_NUM_THREADS = 1
+# No test waits for half a gigabyte of pretrained weights.
+test test-colab: export COURSE_OFFLINE = 1
 
 test: setup ## all checks: ruff, notebooks clean, helpers, every lesson's outputs
 	$(bin)/ruff check .

@@ -11,9 +11,8 @@ from torch.utils.data import Dataset
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 DIGITS = DATA / "digits.npz"
-BACKBONE = (
-    DATA / "digits_backbone.pt"
-)  # a SmallCNN's state_dict: tools/make_backbone.py
+# A SmallCNN's state_dict, written by tools/make_backbone.py
+BACKBONE = DATA / "digits_backbone.pt"
 DIGITS_SHA256 = "5181e701d4c4c0e6263c40e72164468ade1daa851f1b401d0686a0d67a9e5245"
 SPLITS = ("train", "val", "test")
 

@@ -22,6 +22,7 @@ SMALL = models.squeezenet1_1, SqueezeNet1_1_Weights.IMAGENET1K_V1
 def cache(monkeypatch, tmp_path):
     """An empty cache, and no way out."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("COURSE_OFFLINE", raising=False)
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     monkeypatch.setattr(torch.hub, "urlopen", no_network)
     folder = tmp_path / "hub" / "checkpoints"
@@ -77,6 +78,13 @@ def test_no_network_gives_one_line_and_random_weights(cache, capsys):
     for told in (weights.url, str(cached_file(weights)), "not known", "RANDOM"):
         assert told in line
     assert list(cache.iterdir()) == []
+
+
+def test_offline_nothing_is_tried(cache, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_OFFLINE", "1")
+    monkeypatch.setattr(torch.hub, "urlopen", lambda *_: pytest.fail("it was tried"))
+    assert pretrained_or_random(*SMALL)[1] is False
+    assert "COURSE_OFFLINE is set" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "page", "empty"])
