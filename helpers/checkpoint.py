@@ -23,6 +23,7 @@ verify takes `ZipFile.testzip` for flipped bits, since torch.load checks no CRC
 (github.com/pytorch/pytorch/issues/126952), and a weights-only load for missing parts.
 """
 
+import io
 import math
 import operator
 import os
@@ -35,6 +36,7 @@ import threading
 import time
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -55,6 +57,11 @@ except ImportError:  # then there is no random state of NumPy's to keep
     numpy = None
 
 FORMAT_VERSION = 1
+_PARTS = (
+    "epoch loss acc model_state_dict optimizer_state_dict scheduler_state_dict "
+    "generator_state python_random_state numpy_random_state torch_random_state "
+    "cuda_random_states forms extra save_number"
+)
 _NUMBER = r"-?\d+\.\d{4}(?:e\+\d+)?|-?inf|nan|none"
 _NAME = re.compile(rf"checkpoint_model_(\d+)_({_NUMBER})_({_NUMBER})\.pt", re.ASCII)
 
@@ -166,7 +173,8 @@ def save_checkpoint(
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, PermissionError) or not isinstance(error, Exception):
+        as_it_is = not isinstance(error, Exception)
+        if as_it_is or isinstance(error, PermissionError | MemoryError):
             raise
         raise _not_saved(error, content, folder) from error
     _sync(folder)
@@ -297,7 +305,7 @@ def _read(
         ) from error
     except Exception as error:
         raise CheckpointError(
-            f"{file} is damaged or can't be read: {error or type(error).__name__}. To "
+            f"{file} is damaged or can't be read: {str(error) or repr(error)}. To "
             "load its folder takes the newest good checkpoint."
         ) from error
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -305,6 +313,10 @@ def _read(
         raise CheckpointError(
             f"{file} has format version {version}, this helper reads {FORMAT_VERSION}. "
             "torch.load(file, weights_only=True) shows what it holds."
+        )
+    if missing := [part for part in _PARTS.split() if part not in content]:
+        raise CheckpointError(
+            f"{file} is none of this helper's checkpoints: {missing} not found"
         )
     if _NAME.fullmatch(file.name) and file.name != (right := _file_name(content)):
         raise CheckpointError(f"{file} was renamed: by its content it is {right}")
@@ -439,14 +451,20 @@ def _not_saved(error: Exception, content: dict[str, Any], folder: Path) -> Excep
 
 
 def _refused(value: Any, where: str = "") -> Iterator[str]:
-    """Where the values are that are neither plain nor tensors."""
-    plain = type(value) in (type(None), bool, int, float, complex, str, bytes)
-    if isinstance(value, Mapping | list | tuple):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    """Where the values are that can't be stored, or that a safe load refuses."""
+    if type(value) in (dict, OrderedDict, list, tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
-            yield from _refused(item, f"{where}[{key!r}]" if where else key)
-    elif not plain and not isinstance(value, torch.Tensor):
-        yield f"{where} ({type(value).__module__}.{type(value).__qualname__})"
+            inside = f"{where}[{key!r}]" if where else key
+            yield from _refused(key, f"the key of {inside}")
+            yield from _refused(item, inside)
+    elif type(value) not in (type(None), bool, int, float, str, torch.Tensor):
+        try:
+            torch.save(value, trial := io.BytesIO())
+            trial.seek(0)
+            torch.load(trial, weights_only=True)
+        except Exception:
+            yield f"{where} ({type(value).__module__}.{type(value).__qualname__})"
 
 
 def _sync(folder: Path) -> None:

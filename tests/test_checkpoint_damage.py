@@ -253,6 +253,35 @@ def test_case_30_unknown_format_version(damaged: Path, version: object) -> None:
     assert_refused_untouched(damaged)
 
 
+@pytest.mark.parametrize("part", ["loss", "forms", "model_state_dict", "epoch"])
+def test_a_dict_that_lacks_a_part_is_no_checkpoint(damaged: Path, part: str) -> None:
+    """Somebody's own dict may have a format_version, too."""
+    content = torch.load(damaged, weights_only=True)
+    del content[part]
+    torch.save(content, damaged)
+    assert_refused_untouched(damaged)
+    with pytest.raises(CheckpointError, match=part):
+        read_checkpoint(damaged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch in range(2, 6):  # a save's retention leaves it alone, and goes on
+            save_checkpoint(damaged.parent, epoch=epoch, model=nn.Linear(2, 2))
+    assert damaged.exists()
+    others = list_checkpoints(damaged.parent)[1:]
+    assert [read_checkpoint(file)["epoch"] for file in others] == [3, 4, 5]
+
+
+def test_an_error_without_words_is_named(
+    damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(CheckpointError, match=r"can't be read: EOFError"):
+        read_checkpoint(damaged)
+
+
 @pytest.mark.parametrize("payload", [Payload, OsPayload])
 @pytest.mark.parametrize("force", [False, True], ids=["", "forced"])
 def test_case_31_malicious_pickle_is_refused_and_not_run(

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +98,36 @@ def test_case_06_numpy_scalar_in_extra_is_refused(
     with pytest.raises(CheckpointError, match=r"extra\['x'\].*x\.tolist\(\)"):
         save(tmp_path, 2, extra={"x": value})
     assert good_epochs(tmp_path) == [1]
+    assert strays(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "value", [defaultdict(int, a=1), {np.int64(1): 2}, {"a": {2j}}]
+)
+def test_case_06_whatever_a_safe_load_refuses_is_found_by_name(
+    tmp_path: Path, value: object
+) -> None:
+    extra = {"fine": [{1, 2}, torch.float32, 1j], "x": value, "f": print}
+    with pytest.raises(CheckpointError, match=r"extra\['f'\]") as error:
+        save(tmp_path, 1, extra=extra)
+    assert "fine" not in str(error.value), "a set and a dtype load safely"
+    refused = value != {"a": {2j}}
+    assert ("extra['x']" in str(error.value)) == refused
+    if refused:
+        with pytest.raises(CheckpointError, match=r"extra\['x'\].*plain values"):
+            save(tmp_path, 1, extra={"x": value})
+    assert strays(tmp_path) == []
+
+
+def test_too_little_memory_is_raised_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(MemoryError):
+        save(tmp_path, 1)
     assert strays(tmp_path) == []
 
 
