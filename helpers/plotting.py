@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import torch
 from IPython.display import display
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, which differ in lightness too: jfly.uni-koeln.de/color
 BLUE, ORANGE = "#0072B2", "#E69F00"
@@ -96,6 +97,8 @@ def _draw(
             x, y, color=colour, ls=dash, marker=marker, markersize=size, label=label
         )
     axis.legend(frameon=False)
+    if all(float(position).is_integer() for position in x):  # no epoch 3.5
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def bars(
