@@ -31,10 +31,7 @@ from tools import NOTEBOOKS, ROOT, lesson_files, notebook_text, read_notebook
 SHOTS = ROOT / "build" / "browser"
 LESSON_TIMEOUT_S, START_TIMEOUT_S = 300, 60
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-WIDTH, MAX_HEIGHT = (
-    1300,
-    8000,
-)  # of a picture; Chromium draws no more than 16,384 pixels
+WIDTH, MAX_HEIGHT = 1300, 8000  # of a picture; Chromium draws 16,384 pixels at most
 
 SETTINGS = {
     # No question about news over the notebook
@@ -44,9 +41,10 @@ SETTINGS = {
 }
 NOTEBOOK = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 DIRTY = ".lm-DockPanel-tabBar .lm-mod-current.jp-mod-dirty"
-# The copies come without numbers: whatever stands in a prompt is of this run.
+# The copies come without numbers: one in a prompt is of this run. A star is not enough,
+# as it also stands where the request was lost on the way to a kernel that restarts.
 BEGUN = """() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
-  .some((prompt) => /[\\d*]/.test(prompt.textContent))"""
+  .some((prompt) => /\\d/.test(prompt.textContent))"""
 # All cells wait as [*] from the start; after an error those left go back to [ ].
 FINISHED = """() => {
   const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
@@ -149,16 +147,16 @@ def click_menu(page: Page, menu: str, command: str) -> None:
 
 
 def restart_and_run_all(page: Page, tries: int = 3) -> None:
-    """Start the run; on a busy machine JupyterLab loses the command now and then.
+    """Start the run; now and then JupyterLab loses the command, or the kernel does.
 
     Raises:
-        TimeoutError: no cell has begun to run.
+        TimeoutError: not even the first cell has run.
     """
     for left in reversed(range(tries)):
         click_menu(page, "Run", "runmenu:restart-and-run-all")
         page.click(".jp-Dialog-button.jp-mod-accept")
         try:
-            page.wait_for_function(BEGUN, timeout=20_000)
+            page.wait_for_function(BEGUN, timeout=40_000)
             return
         except TimeoutError:
             if not left:
