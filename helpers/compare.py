@@ -17,12 +17,14 @@ def max_difference(
 
     Raises:
         TypeError: a value is not a tensor, as in an optimizer's state_dict.
-        ValueError: the keys, or the shapes under a key, are not the same. The message
-            names them.
+        ValueError: the keys, or the shapes under a key, are not the same, or a tensor
+            is on the meta device and has no values. The message names them.
     """
     for key, value in [*a.items(), *b.items()]:
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{key!r} holds a {type(value).__name__}, not a tensor")
+        if value.is_meta:
+            raise ValueError(f"{key!r} is on the meta device: it has no values")
     problems = [f"{key} (only in the first)" for key in a if key not in b]
     problems += [f"{key} (only in the second)" for key in b if key not in a]
     problems += [

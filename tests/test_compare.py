@@ -161,6 +161,14 @@ def test_an_optimizer_state_is_refused():
         max_difference(state, state)
 
 
+def test_tensors_without_values_are_refused():
+    with torch.device("meta"):
+        empty = SmallCNN()
+    for pair in ((SmallCNN(), empty), (empty, SmallCNN()), (empty, empty)):
+        with pytest.raises(ValueError, match="weight' is on the meta device"):
+            max_difference(*(model.state_dict() for model in pair))
+
+
 values = st.floats(width=32) | st.integers(-100, 100).map(float)
 lists = st.lists(values, min_size=1, max_size=6)
 
