@@ -257,18 +257,18 @@ def spread(
 
     Args:
         x: N positions, each marked on the axis.
-        series: legend text -> N means and N standard deviations; at most four.
+        series: legend text -> N means and N standard deviations; at most five.
         level: a height to draw a thin line at, such as chance, and its name.
     """
     # A little beside each other, so that the bars can be told apart.
     looks = [(BLUE, "-", "o"), (ORANGE, "--", "s"), ("#000000", ":", "^")]
-    looks.append(("#009E73", "-.", "D"))
+    looks += [("#009E73", "-.", "D"), ("#CC79A7", (0, (5, 2, 1, 2)), "v")]
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(9.5, 3.8))
         for number, (label, (mean, deviation)) in enumerate(series.items()):
             colour, dash, marker = looks[number]
             axis.errorbar(
-                [value * (1 + 0.03 * (number - 1.5)) for value in x],
+                [value * (1 + 0.03 * (number - 2)) for value in x],
                 mean,
                 yerr=deviation,
                 color=colour,

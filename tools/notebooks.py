@@ -37,8 +37,9 @@ RANDOM_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{8}")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 VOLATILE = {
     "an address": re.compile(r"\b0x[0-9a-fA-F]{6,}"),
-    # Two components at least ("and/or" and "</td>" are none), and not within a URL
-    "an absolute path": re.compile(r"(?<![\w.:/<-])/[\w.+-]+/[\w./+-]*|\b[A-Z]:\\\w+"),
+    # Two components at least ("and/or" and "</td>" are none), and not within a URL or
+    # the home folder, which ~ names on every machine
+    "an absolute path": re.compile(r"(?<![\w.:/<~-])/[\w.+-]+/[\w./+-]*|\b[A-Z]:\\\w+"),
     "a path of the kernel's": re.compile(r"ipykernel_\d+|ipython-input|site-packages"),
 }
 
