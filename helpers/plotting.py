@@ -287,3 +287,47 @@ def spread(
         axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         figure.tight_layout()
         plt.show()
+
+
+# Lesson 07
+
+
+def timeline(
+    rows: Mapping[str, Sequence[tuple[str, float, float]]], title: str
+) -> None:
+    """Boxes over time, one row a process: what each one did, and when.
+
+    Args:
+        rows: name of the row -> (kind, begin, end) in seconds on one clock; the kinds
+            are told apart by colour and hatching, at most four.
+    """
+    looks = [(BLUE, ""), (ORANGE, "///"), ("#999999", "xx"), ("#009E73", "..")]
+    kinds = list(dict.fromkeys(kind for work in rows.values() for kind, *_ in work))
+    start = min(begin for work in rows.values() for _, begin, _ in work)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(9.5, 0.6 * len(rows) + 1.1))
+        for row, work in enumerate(rows.values()):
+            for kind, begin, end in work:
+                colour, hatch = looks[kinds.index(kind)]
+                axis.barh(
+                    row,
+                    1000 * (end - begin),
+                    left=1000 * (begin - start),
+                    height=0.7,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="white",
+                    label=kind,
+                )
+        handles, labels = axis.get_legend_handles_labels()
+        first = dict(zip(reversed(labels), reversed(handles), strict=True))
+        chosen = [first[kind] for kind in kinds]
+        axis.legend(
+            chosen, kinds, frameon=False, loc="upper left", bbox_to_anchor=(1, 1)
+        )
+        axis.set_yticks(range(len(rows)), list(rows))
+        axis.invert_yaxis()
+        axis.grid(axis="y", visible=False)
+        axis.set(xlabel="time (ms)", title=title)
+        figure.tight_layout()
+        plt.show()
