@@ -7,7 +7,7 @@ bin := $(env)/bin
 # the small network take 17 s in place of 1 s.
 export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-colab course lab test test-colab test-browser format address
+.PHONY: help setup setup-colab setup-bench bench course lab test test-colab test-browser format address
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -42,6 +42,15 @@ test-colab: setup-colab ## the helpers' tests and the lessons on Colab's own ver
 
 test-browser: setup ## every lesson in a real JupyterLab, by headless Chromium
 	@$(bin)/python -m tools.browser
+
+setup-bench: ## the same for .venv-bench, with what is measured beside the course
+	@$(PYTHON) tools/setup.py .venv-bench constraints.txt requirements-bench.txt
+
+bench: setup-bench ## measure everything (or: make bench-summary), write benchmarks/results.md
+	@.venv-bench/bin/python -m benchmarks
+
+bench-%: setup-bench
+	@.venv-bench/bin/python -m benchmarks $*
 
 format: setup ## format the code, and clean the notebooks
 	$(bin)/ruff check --fix .

@@ -1,6 +1,7 @@
 """Make the virtual environment that the Makefile's targets run in.
 
     python3 tools/setup.py .venv constraints.txt
+    python3 tools/setup.py .venv-bench constraints.txt requirements-bench.txt
 
 Nothing is done when the environment is complete and its requirements have not changed.
 A file `.complete` in the environment says so; it is written last, so an environment
@@ -68,10 +69,10 @@ def check_network(python):
             )
 
 
-def fingerprint(constraints):
+def fingerprint(constraints, *more):
     """What the environment depends on; its own place too, as it can't be moved."""
     digest = hashlib.sha256(str(ROOT).encode())
-    for name in ("requirements.txt", "pyproject.toml", constraints):
+    for name in ("requirements.txt", "pyproject.toml", constraints, *more):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
@@ -80,20 +81,21 @@ def works(python):
     return os.access(python, os.X_OK) and not subprocess.call([python, "-c", ""])
 
 
-def main(env_name, constraints):
+def main(env_name, constraints, *more):
+    """`more`: files of requirements beyond the course's own."""
     # Two commands started at once: the second waits here, and finds all done.
     lock = os.open(str(ROOT), os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        bring_up_to_date(env_name, constraints)
+        bring_up_to_date(env_name, constraints, *more)
     finally:
         os.close(lock)
 
 
-def bring_up_to_date(env_name, constraints):
+def bring_up_to_date(env_name, constraints, *more):
     env = ROOT / env_name
     python, stamp = str(env / "bin" / "python"), env / ".complete"
-    wanted = fingerprint(constraints)
+    wanted = fingerprint(constraints, *more)
     if stamp.exists() and works(python):
         if stamp.read_text() == wanted:
             return
@@ -125,7 +127,10 @@ def bring_up_to_date(env_name, constraints):
     install = [python, "-m", "pip", "install", "--progress-bar", bar, "--quiet"]
     if sys.stdout.isatty():
         install.remove("--quiet")
-    if subprocess.call([*install, "-c", constraints, "-e", ".[test]"], cwd=str(ROOT)):
+    install += ["-c", constraints, "-e", ".[test]"]
+    for name in more:
+        install += ["-r", name]
+    if subprocess.call(install, cwd=str(ROOT)):
         stop("pip could not install everything (see above). Run the command again.")
     # A torch and a torchvision of different builds install and then do not import.
     pair = "import torch, torchvision; torchvision.ops.nms"

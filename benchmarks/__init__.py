@@ -1,0 +1,1 @@
+"""Measured ratios against what people use today: `make bench` writes results.md."""

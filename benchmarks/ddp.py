@@ -1,0 +1,57 @@
+"""One and two processes over gloo: throughput, bytes moved, FSDP2's memory."""
+
+import json
+
+import pandas as pd
+
+from benchmarks.common import Outcome, ratio
+from helpers.launch import launch
+
+NAME, TITLE = "ddp", "One process and two"
+ONE, TWO, THREADS = "1 x 1 thread", "2 x 1 thread", "1 x 2 threads"
+
+
+def run(quick: bool = False) -> Outcome:
+    rounds, number = (1, 1) if quick else (7, 4)
+    found = {
+        ranks: json.loads(
+            launch(
+                f"torchrun --standalone --nproc-per-node={ranks} "
+                f"-m benchmarks.ddp_worker {rounds} {number}",
+                timeout_s=300,
+            )
+        )
+        for ranks in (2, 1)
+    }
+    samples = found[2]["samples"]
+    rows = []
+    for way, values in samples.items():
+        series = pd.Series(values)
+        half_iqr = (series.quantile(0.75) - series.quantile(0.25)) / 2
+        rows.append(
+            {
+                "processes": way,
+                "samples a second": round(series.median()),
+                "spread": f"±{half_iqr / series.median():.0%}",
+                f"times {ONE}": round(ratio(samples, way, ONE), 2),
+            }
+        )
+    ratios = {
+        "throughput, 2 processes / 1, one thread each": ratio(samples, TWO, ONE),
+        "throughput, 1 process, 2 threads / 1": ratio(samples, THREADS, ONE),
+        "bytes moved in a step, of the model's": found[2]["moved"] / found[2]["model"],
+        "bytes held with FSDP2, a rank of 2 / of 1": found[2]["held"]
+        / found[1]["held"],
+    }
+    return Outcome(pd.DataFrame(rows), ratios, found)
+
+
+def plot(table: pd.DataFrame, axis) -> str:
+    times = table[f"times {ONE}"]
+    bars = axis.barh(table["processes"], times, color="#0072B2")
+    axis.bar_label(bars, padding=3)
+    axis.axvline(2, color="black", ls="--", lw=1)
+    axis.annotate("ideal", (2, -0.45), ha="right", va="bottom", rotation=90)
+    axis.invert_yaxis()
+    axis.set(xlabel="throughput, times one process with one thread")
+    return "Two processes on two cores, by real all-reduce over gloo"

@@ -1,0 +1,188 @@
+"""Summaries of torchvision's classifiers: right totals, crashes, side effects, time.
+
+python -m benchmarks.summary MODEL TOOL    # one summary, in a process of its own
+"""
+
+import contextlib
+import io
+import json
+import re
+import statistics
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from torchvision import models
+
+from benchmarks.common import Outcome, fresh, in_turn, peak_mib, ratio, threads
+
+NAME, TITLE = "summary", "Summaries of torchvision's 80 classifiers"
+TIMED = ["alexnet", "vgg19", "resnet50", "mobilenet_v3_small", "googlenet", "swin_t"]
+SHAPE = (3, 224, 224)
+
+
+def by_torchsummary(model: nn.Module) -> tuple[int, int]:
+    from torchsummary import summary
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        summary(model, SHAPE, device="cpu")
+    found = re.findall(r"(?:Total|Trainable) params: ([\d,]+)", printed.getvalue())
+    total, trainable = (int(number.replace(",", "")) for number in found)
+    return total, trainable
+
+
+def by_torchinfo(model: nn.Module) -> tuple[int, int]:
+    import torchinfo
+
+    found = torchinfo.summary(model, (1, *SHAPE), device="cpu", verbose=0)
+    return found.total_params, found.trainable_params
+
+
+def by_ours(model: nn.Module) -> tuple[int, int]:
+    from helpers.summary import summarize
+
+    found = summarize(model, SHAPE)
+    return found.total_params, found.trainable_params
+
+
+TOOLS: dict[str, Callable[[nn.Module], tuple[int, int]]] = {
+    "torchsummary": by_torchsummary,
+    "torchinfo": by_torchinfo,
+    "helpers.summary": by_ours,
+}
+
+
+def build(name: str) -> nn.Module:
+    """In train mode, zeros for weights (no time is lost on random ones)."""
+    with torch.device("meta"):
+        model = models.get_model(name, weights=None)
+    model = model.to_empty(device="cpu").train()
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.zero_()
+    if name == "inception_v3":  # its own code refuses 224 in train mode
+        model.eval()
+    return model
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """What a summary should leave as it was."""
+    modules = list(model.modules())
+    return {
+        "mode": [module.training for module in modules],
+        "buffers": [buffer.clone() for buffer in model.buffers()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules],
+        "random state": torch.get_rng_state(),
+    }
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def judge(name: str, tool: str) -> dict[str, bool]:
+    """One summary of one model: right? crashed? what has changed?"""
+    model = build(name)
+    parameters = list(model.parameters())
+    for parameter in parameters[: len(parameters) // 2]:
+        parameter.requires_grad_(False)
+    total = sum(p.numel() for p in parameters)
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    before, verdict = state(model), {"crash": False}
+    found: tuple[int, int] | None = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = TOOLS[tool](model)
+    except Exception:  # of every kind: that is what is counted
+        verdict["crash"] = True
+    after = state(model)
+    verdict["total right"] = found is not None and found[0] == total
+    verdict["trainable right"] = found is not None and found[1] == trainable
+    for what in before:
+        verdict[f"{what} changed"] = not same(before[what], after[what])
+    return verdict
+
+
+def run(quick: bool = False) -> Outcome:
+    """All models once for what is right; six of them in turn for time and memory."""
+    threads()
+    names = models.list_models(module=models)
+    timed = TIMED
+    if quick:
+        names, timed = ["alexnet", "swin_t"], ["alexnet"]
+    from tqdm import tqdm
+
+    verdicts = {tool: [] for tool in TOOLS}
+    for name in tqdm(names, desc="right?"):
+        for tool in TOOLS:
+            verdicts[tool].append(judge(name, tool))
+    samples: dict[str, list[float]] = {tool: [] for tool in TOOLS}
+    for name in timed:
+        model = build(name)
+        ways = {}
+        for tool, way in TOOLS.items():
+            ways[tool] = lambda way=way, model=model: way(model)
+        for tool, values in in_turn(ways, 1 if quick else 3, name).items():
+            samples[tool] += values
+    memory = {
+        tool: [fresh("summary", name, tool)["extra_mib"] for name in timed]
+        for tool in tqdm(TOOLS, desc="memory")
+    }
+    rows = []
+    for tool in TOOLS:
+        sums = pd.DataFrame(verdicts[tool]).sum()
+        rows.append(
+            {"tool": tool, "models": len(names)}
+            | {column: int(count) for column, count in sums.items()}
+            | {
+                "median s": round(statistics.median(samples[tool]), 3),
+                "extra peak MiB": round(statistics.median(memory[tool])),
+            }
+        )
+    table = pd.DataFrame(rows)
+    ratios = {
+        "totals right, helpers.summary of all": rows[2]["total right"] / len(names),
+        "totals right, torchsummary of all": rows[0]["total right"] / len(names),
+        "time, torchsummary / helpers.summary": ratio(
+            samples, "torchsummary", "helpers.summary"
+        ),
+        "time, torchinfo / helpers.summary": ratio(
+            samples, "torchinfo", "helpers.summary"
+        ),
+    }
+    return Outcome(table, ratios, {"seconds": samples, "extra_mib": memory})
+
+
+def plot(table: pd.DataFrame, axis) -> str:
+    columns = ["total right", "trainable right"]
+    table.plot.barh(x="tool", y=columns, ax=axis, color=["#0072B2", "#E69F00"])
+    for container, hatch in zip(axis.containers, ("", "///"), strict=True):
+        axis.bar_label(container, padding=3)
+        for bar in container:
+            bar.set_hatch(hatch)
+            bar.set_edgecolor("white")
+    axis.set(xlabel=f"models of {table['models'].iloc[0]}", ylabel="")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return "Only one summary counts what is frozen right in every model"
+
+
+if __name__ == "__main__":
+    threads()
+    subject, tool_name = sys.argv[1:]
+    made = build(subject)
+    with contextlib.suppress(ImportError):
+        __import__(tool_name if tool_name != "helpers.summary" else "torchinfo")
+    start = peak_mib()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        TOOLS[tool_name](made)
+    print(json.dumps({"extra_mib": peak_mib() - start}))
