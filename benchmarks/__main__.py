@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def write(entry: dict[str, Any], module: ModuleType) -> None:
     """Add the run; write figure and results.md anew. Nothing earlier is lost."""
-    runs = [*read_runs(), entry]
+    runs = [*read_runs(RUNS), entry]
     new = RUNS.with_suffix(".new")
     new.write_text(json.dumps(runs, indent=1) + "\n", "utf-8")
     new.replace(RUNS)
@@ -73,7 +73,7 @@ def write(entry: dict[str, Any], module: ModuleType) -> None:
     RESULTS.write_text(page(runs), "utf-8")
 
 
-def read_runs(file: Path = RUNS) -> list[dict[str, Any]]:
+def read_runs(file: Path) -> list[dict[str, Any]]:
     return json.loads(file.read_text("utf-8")) if file.exists() else []
 
 
