@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from IPython.display import display
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's colours, which differ in lightness too: jfly.uni-koeln.de/color
@@ -285,5 +287,142 @@ def spread(
         axis.minorticks_off()
         axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        figure.tight_layout()
+        plt.show()
+
+
+# Lesson 06, data parallel
+
+
+def environments(panels: Mapping[str, tuple[int, int]], title: str) -> None:
+    """Machines drawn as frames, their devices as boxes, and what connects them.
+
+    Args:
+        panels: caption -> number of nodes and of devices in each; both at least 1.
+    """
+    height, gap = 1.0, 0.35
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(9.5, 3.2))
+        for axis, (caption, (nodes, devices)) in zip(
+            np.atleast_1d(axes), panels.items(), strict=True
+        ):
+            for node in range(nodes):
+                low = -node * (height + gap)
+                axis.add_patch(
+                    plt.Rectangle((0, low), 4, height, fill=False, lw=1.5, zorder=2)
+                )
+                axis.text(0.1, low + 0.8, f"node {node}", va="center")
+                places = [4 * (i + 0.5) / devices for i in range(devices)]
+                axis.plot(places, [low + 0.35] * devices, color="black", lw=2, zorder=1)
+                for device, x in enumerate(places):
+                    axis.text(
+                        x,
+                        low + 0.35,
+                        f"GPU {device}",
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        bbox={"boxstyle": "round", "fc": "#CFE4F2", "ec": BLUE},
+                    )
+                if node:
+                    middle = [low + height, low + height + gap]
+                    axis.plot([2, 2], middle, color=ORANGE, lw=3, ls="--")
+                    axis.text(2.1, sum(middle) / 2, "network", va="center", fontsize=8)
+            tall = nodes * (height + gap)
+            axis.set(xlim=(-0.1, 4.1), ylim=(height - max(tall, 2.6) - 0.1, 1.1))
+            axis.set_title(caption)
+            axis.set_axis_off()
+        figure.suptitle(title)
+        figure.tight_layout()
+        plt.show()
+
+
+def stacked_bars(
+    names: Sequence[str],
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str,
+) -> None:
+    """Horizontal bars made of parts: one row a name, one panel a quantity.
+
+    Args:
+        names: N row labels, the first on top.
+        panels: axis label with its unit -> legend text -> N values; at most five parts.
+    """
+    looks = [(BLUE, ""), (ORANGE, "///"), ("#999999", ""), ("#009E73", "xxx")]
+    looks.append(("#FFFFFF", "..."))
+    rows = range(len(names))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1,
+            len(panels),
+            figsize=(9.5, 0.45 * len(names) + 2.2),
+            sharey=True,
+            squeeze=False,
+        )
+        for axis, (label, parts) in zip(axes[0], panels.items(), strict=True):
+            left = [0.0] * len(names)
+            for (part, values), look in zip(parts.items(), looks, strict=False):
+                colour, hatch = look
+                axis.barh(
+                    rows,
+                    values,
+                    left=left,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="black",
+                    linewidth=0.5,
+                    label=part,
+                )
+                left = [a + b for a, b in zip(left, values, strict=True)]
+            axis.set_xlabel(label)
+            axis.grid(axis="y", visible=False)
+            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.28))
+        axes[0][0].set_yticks(rows, names)
+        axes[0][0].invert_yaxis()
+        figure.suptitle(title)
+        figure.tight_layout()
+        plt.show()
+
+
+def timeline(
+    lanes: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    xlabel: str,
+    title: str,
+) -> None:
+    """What happened when: one lane a thread of work, one bar a piece of it.
+
+    Args:
+        lanes: lane's name -> kind of work -> (start, end) of each piece; at most four
+            kinds in all, each with one look throughout.
+    """
+    looks = [("#999999", ""), (BLUE, ""), (ORANGE, "///"), ("#009E73", "xxx")]
+    kinds = dict.fromkeys(kind for lane in lanes.values() for kind in lane)
+    look_of = dict(zip(kinds, looks, strict=False))
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(9.5, 0.5 * len(lanes) + 1.6))
+        for row, pieces_of in enumerate(lanes.values()):
+            for kind, pieces in pieces_of.items():
+                colour, hatch = look_of[kind]
+                axis.broken_barh(
+                    [(start, end - start) for start, end in pieces],
+                    (row - 0.38, 0.76),
+                    facecolor=colour,
+                    hatch=hatch,
+                    edgecolor="black",
+                    linewidth=0.6,
+                )
+        axis.legend(
+            handles=[
+                Patch(facecolor=colour, hatch=hatch, edgecolor="black", label=kind)
+                for kind, (colour, hatch) in look_of.items()
+            ],
+            frameon=False,
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+        )
+        axis.set_yticks(range(len(lanes)), list(lanes))
+        axis.invert_yaxis()
+        axis.grid(axis="y", visible=False)
+        axis.set(xlabel=xlabel, title=title)
         figure.tight_layout()
         plt.show()
