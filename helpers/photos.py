@@ -1,5 +1,6 @@
 """A folder of your own photos, one subfolder a class: checked, then loaded."""
 
+import copy
 import math
 import random
 from collections.abc import Callable
@@ -7,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 
 class PhotosError(ValueError):
@@ -130,3 +134,22 @@ def draw_shapes(folder: str | Path, per_class: int = 30, seed: int = 0) -> Path:
             ImageDraw.Draw(image).polygon(points, fill=tuple(ink))
             image.save(folder / name / f"{name}_{number:03d}.png")
     return folder
+
+
+def split_photos(folder: str | Path, size: int) -> tuple[Subset, Subset, int]:
+    """Photos to train on, a fifth to validate on, and the number of classes.
+
+    The split is at random and always the same. Images are float32 (3, size, size) in
+    0..1; those to train on are cut out at random, anew each time.
+
+    Raises:
+        As `check_image_folder`.
+    """
+    end = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    train = PhotoFolder(folder, v2.Compose([v2.RandomResizedCrop(size), *end]))
+    val = copy.copy(train)  # the files are not checked a second time
+    val.transform = v2.Compose([v2.Resize((size, size)), *end])
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    fifth = -(-len(order) // 5)
+    chosen, rest = order[:fifth].tolist(), order[fifth:].tolist()
+    return Subset(train, rest), Subset(val, chosen), len(train.classes)

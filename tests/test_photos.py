@@ -7,7 +7,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from helpers.photos import PhotoFolder, PhotosError, check_image_folder, draw_shapes
+from helpers.photos import (
+    PhotoFolder,
+    PhotosError,
+    check_image_folder,
+    draw_shapes,
+    split_photos,
+)
 
 to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
@@ -155,3 +161,17 @@ def test_a_relative_path(folder, monkeypatch):
     assert len(PhotoFolder("./photos/")) == 8
     monkeypatch.chdir(folder)
     assert len(PhotoFolder(".")) == 8
+
+
+def test_split_photos_is_disjoint_fixed_and_varies_the_photos_to_train_on(tmp_path):
+    folder = draw_shapes(tmp_path / "shapes", per_class=10)
+    train, val, num_classes = split_photos(folder, 32)
+    assert (len(train), len(val), num_classes) == (16, 4, 2)
+    assert sorted([*train.indices, *val.indices]) == list(range(20))
+    assert split_photos(folder, 32)[1].indices == val.indices
+    (image, label), (again, _) = train[0], train[0]
+    assert (image.shape, image.dtype) == ((3, 32, 32), torch.float32)
+    assert 0 <= image.min() <= image.max() <= 1
+    assert label in (0, 1)
+    assert not torch.equal(image, again)
+    assert torch.equal(val[0][0], val[0][0])
