@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -32,25 +33,6 @@ def folder(tmp_path_factory):
 
 def mentions(process, text):
     return text in " ".join(process.info["cmdline"] or [])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def started(folder):
-    """Programs that several tests look at, run side by side to save time."""
-    with (
-        Program(
-            f"{TWO} {SHORT_STEPS} --folder={folder / 'undisturbed'}"
-        ) as undisturbed,
-        Program(f"{TWO} {HERE / 'ddp_cases.py'} {folder / 'cases'}") as cases,
-    ):
-        yield {"undisturbed": undisturbed, "cases": cases}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(folder, started):
-    """The end of a training by two processes that nobody disturbed."""
-    started["undisturbed"].wait()
-    return end(folder / "undisturbed")
 
 
 def end(folder):
@@ -82,68 +64,112 @@ def mid_epoch(folder):
     return [f for f in list_checkpoints(folder) if f.name.endswith("_none_none.pt")]
 
 
-def test_torchrun_told_to_end_saves_and_the_next_run_goes_on(folder, request):
-    place = folder / "told"
-    with Program(f"{TWO} {SHORT_STEPS} --folder={place}") as program:
+def undisturbed(folder):
+    launch(f"{TWO} {SHORT_STEPS} --folder={folder}")
+    return end(folder)
+
+
+def told(folder):
+    """torchrun is told to end, as by Slurm, and started again."""
+    with Program(f"{TWO} {SHORT_STEPS} --folder={folder}") as program:
         wait_for(program, "epoch 2:")
         os.kill(program.pid, signal.SIGTERM)
         ended(program)
-    assert mid_epoch(place) == list_checkpoints(place)[-1:]
-    launch(f"{TWO} {SHORT_STEPS} --folder={place}")
-    assert_same(end(place), request.getfixturevalue("undisturbed"))
+    stopped = mid_epoch(folder) == list_checkpoints(folder)[-1:]
+    launch(f"{TWO} {SHORT_STEPS} --folder={folder}")
+    return stopped, end(folder)
 
 
-def test_a_worker_told_to_end_and_one_shot_are_restarted_and_go_on(folder, undisturbed):
-    place = folder / "shot"
+def shot(folder):
+    """One worker is told to end, and one of the next is shot; torchrun restarts all."""
     torchrun = TWO.replace("--nproc", "--max-restarts=2 --nproc")
-    with Program(f"{torchrun} {SHORT_STEPS} --folder={place}") as program:
+    with Program(f"{torchrun} {SHORT_STEPS} --folder={folder}") as program:
         wait_for(program, "epoch 2:")
         program.workers()[-1].send_signal(signal.SIGTERM)
         wait_for(program, "epoch 3:")
-        assert mid_epoch(place)
+        stopped = bool(mid_epoch(folder))
         program.workers()[0].send_signal(signal.SIGKILL)
         program.wait()
-    assert "epoch 4" in program.output()
-    assert_same(end(place), undisturbed)
+    return stopped, end(folder)
 
 
-def test_three_processes_resume_to_the_last_bit(folder):
-    """With three the order of the sums can change: see processes.wrap."""
+def three(folder):
+    """Three processes, two epochs, in one run and in two."""
     command = "torchrun --standalone --nproc-per-node=3 -m helpers.train_ddp --lr=0.05"
     command += " --batch-size=60 --resume"
-    with Program(f"{command} --epochs=2 --folder={folder / 'once'}") as program:
-        launch(f"{command} --epochs=1 --folder={folder / 'twice'}")
-        launch(f"{command} --epochs=2 --folder={folder / 'twice'}")
-        program.wait()
-    assert_same(end(folder / "twice"), end(folder / "once"))
+    with Program(f"{command} --epochs=2 --folder={folder / 'once'}") as once:
+        for epochs in (1, 2):
+            launch(f"{command} --epochs={epochs} --folder={folder / 'twice'}")
+        once.wait()
+    return end(folder / "once"), end(folder / "twice")
 
 
-def test_photos_cut_at_random_by_loading_processes_resume_as_well(folder):
-    photos = draw_shapes(folder / "photos", per_class=200)
-    command = f"python -m helpers.train_ddp --data={photos} --image-size=32 --workers=1"
+def photos(folder):
+    """Photos, cut at random by a loading process; one run is interrupted, one is not."""
+    shapes = draw_shapes(folder / "photos", per_class=150)
+    command = f"python -m helpers.train_ddp --data={shapes} --image-size=32 --workers=1"
     command += " --batch-size=4 --epochs=3 --resume"
     with (
-        Program(f"{command} --folder={folder / 'cut'}") as program,
+        Program(f"{command} --folder={folder / 'cut'}") as cut,
         Program(f"{command} --folder={folder / 'uncut'}") as uncut,
     ):
-        wait_for(program, "epoch 2:")
-        os.kill(program.pid, signal.SIGTERM)
-        assert ended(program) == STOPPED
-        assert mid_epoch(folder / "cut")
+        wait_for(cut, "epoch 2:")
+        os.kill(cut.pid, signal.SIGTERM)
+        code, stopped = ended(cut), bool(mid_epoch(folder / "cut"))
         launch(f"{command} --folder={folder / 'cut'}")
         uncut.wait()
-    assert_same(end(folder / "cut"), end(folder / "uncut"))
+    return code, stopped, end(folder / "cut"), end(folder / "uncut")
 
 
-def test_two_processes_train_as_one_and_parts_add_up_to_a_batch(folder):
+def plain(folder):
+    """A model that is the same in any shares: one process, and two with two parts."""
     command = f"{HERE / 'ddp_plain.py'} --epochs=2"
-    with (
-        Program(f"python {command} --folder={folder / 'one'}") as one,
-        Program(f"{TWO} {command} --folder={folder / 'two'} --accumulate=2") as two,
-    ):
+    with Program(f"python {command} --folder={folder / 'one'}") as one:
+        launch(f"{TWO} {command} --accumulate=2 --folder={folder / 'two'}")
         one.wait()
-        two.wait()
-    one, two = end(folder / "one"), end(folder / "two")
+    return end(folder / "one"), end(folder / "two")
+
+
+def cases(folder):
+    return json.loads(launch(f"{TWO} {HERE / 'ddp_cases.py'} {folder}"))
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    """What came of each, by name; three run at a time."""
+    with ThreadPoolExecutor(3) as beside:
+        yield {
+            run.__name__: beside.submit(run, folder / run.__name__)
+            for run in (shot, told, three, undisturbed, photos, cases, plain)
+        }
+
+
+def test_torchrun_told_to_end_saves_and_the_next_run_goes_on(results):
+    stopped, last = results["told"].result()
+    assert stopped, "the newest checkpoint was saved in mid-epoch"
+    assert_same(last, results["undisturbed"].result())
+
+
+def test_a_worker_told_to_end_and_one_shot_are_restarted_and_go_on(results):
+    stopped, last = results["shot"].result()
+    assert stopped, "the one that was told to end saved in mid-epoch"
+    assert_same(last, results["undisturbed"].result())
+
+
+def test_three_processes_resume_to_the_last_bit(results):
+    """With three the order of the sums can change: see processes.wrap."""
+    assert_same(*results["three"].result())
+
+
+def test_photos_cut_at_random_by_loading_processes_resume_as_well(results):
+    code, stopped, cut, uncut = results["photos"].result()
+    assert code == STOPPED
+    assert stopped
+    assert_same(cut, uncut)
+
+
+def test_two_processes_train_as_one_and_parts_add_up_to_a_batch(results):
+    one, two = results["plain"].result()
     assert one["acc"] > 0.5, "it has learned"
     difference = max_difference(one["model_state_dict"], two["model_state_dict"])
     assert difference < 1e-12
@@ -152,21 +178,21 @@ def test_two_processes_train_as_one_and_parts_add_up_to_a_batch(folder):
 
 
 @pytest.fixture(scope="module")
-def cases(started):
-    return json.loads(started["cases"].wait())
+def cases_met(results):
+    return results["cases"].result()
 
 
-def test_a_run_prints_its_epochs_once(cases):
-    (out, _, code), (out_1, err_1, code_1) = cases["trains"]
+def test_a_run_prints_its_epochs_once(cases_met):
+    (out, _, code), (out_1, err_1, code_1) = cases_met["trains"]
     assert out.startswith("epoch 1, 2 processes: validation loss ")
     assert (out_1, err_1) == ("", "")
     assert code is code_1 is None
-    assert "is at epoch 1: nothing left" in cases["nothing left"][0][0]
-    assert [code for *_, code in cases["bf16"]] == [None, None]
+    assert "is at epoch 1: nothing left" in cases_met["nothing left"][0][0]
+    assert [code for *_, code in cases_met["bf16"]] == [None, None]
 
 
-def test_help_is_printed_once(cases):
-    (out, err, code), (out_1, err_1, code_1) = cases["help"]
+def test_help_is_printed_once(cases_met):
+    (out, err, code), (out_1, err_1, code_1) = cases_met["help"]
     assert all(f"--{name}" in out for name in ("epochs", "batch-size", "resume"))
     assert (out_1, err, err_1, code, code_1) == ("", "", "", 0, 0)
 
@@ -192,25 +218,27 @@ def test_help_is_printed_once(cases):
         "not one folder 0": r"must be one folder for all machines",
     }.items(),
 )
-def test_what_is_wrong_is_said_once_and_all_leave(cases, case, message):
-    ranks = cases[case]
+def test_what_is_wrong_is_said_once_and_all_leave(cases_met, case, message):
+    ranks = cases_met[case]
     assert [code for *_, code in ranks] == [2, 2]
     said = [line for _, err, _ in ranks for line in err.splitlines() if "error" in line]
     assert len(said) == 1
     assert re.search(message, said[0])
 
 
-def test_trouble_of_rank_1_is_said_by_rank_1(cases):
+def test_trouble_of_rank_1_is_said_by_rank_1(cases_met):
     for case in ("data here, not there 1", "not one folder 1"):
-        (_, err, code), (_, err_1, code_1) = cases[case]
+        (_, err, code), (_, err_1, code_1) = cases_met[case]
         assert (code, code_1) == (2, 2)
         assert "error" not in err
         assert err_1.startswith("error: ")
-    assert [code for *_, code in cases["full 1"]] == [None, None], "rank 0 alone saves"
+    assert [code for *_, code in cases_met["full 1"]] == [None, None], (
+        "rank 0 alone saves"
+    )
 
 
-def test_evaluation_counts_each_sample_once(cases):
-    for per_rank in cases["evaluations"]:
+def test_evaluation_counts_each_sample_once(cases_met):
+    for per_rank in cases_met["evaluations"]:
         for together, alone in per_rank:
             assert together == pytest.approx(alone, rel=1e-5)
 
