@@ -105,7 +105,7 @@ def three(folder):
 
 
 def photos(folder):
-    """Photos, cut at random by a loading process; one run is interrupted, one is not."""
+    """Photos cut at random by a loading process; one run of two is interrupted."""
     shapes = draw_shapes(folder / "photos", per_class=150)
     command = f"python -m helpers.train_ddp --data={shapes} --image-size=32 --workers=1"
     command += " --batch-size=4 --epochs=3 --resume"
