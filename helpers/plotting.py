@@ -291,6 +291,7 @@ def spread(
         plt.show()
 
 
+<<<<<<< HEAD
 # Lesson 06, data parallel
 
 
@@ -425,4 +426,43 @@ def timeline(
         axis.grid(axis="y", visible=False)
         axis.set(xlabel=xlabel, title=title)
         figure.tight_layout()
+=======
+# Lesson 08: many nodes
+
+
+def nodes(names: Sequence[str], per_node: int, title: str) -> None:
+    """Machines as boxes, their processes inside, with rank and local rank.
+
+    Args:
+        names: one for each machine; the first holds the rendezvous.
+        per_node: processes on each machine.
+    """
+    with plt.rc_context({**STYLE, "axes.grid": False}):
+        _, ax = plt.subplots(figsize=(9, 2.6))
+        width = per_node + 0.4
+        for node, name in enumerate(names):
+            left = node * (width + 0.8)
+            frame = plt.Rectangle((left, 0), width, 1.7, fill=False, linewidth=1.5)
+            ax.add_patch(frame)
+            ax.text(left + 0.1, 1.45, f"{name}: one torchrun, its agent", va="center")
+            for local_rank in range(per_node):
+                x = left + 0.2 + local_rank
+                box = plt.Rectangle(
+                    (x + 0.05, 0.2), 0.9, 0.95, facecolor="0.9", edgecolor="0.3"
+                )
+                ax.add_patch(box)
+                text = f"rank {node * per_node + local_rank}\nlocal rank {local_rank}"
+                ax.text(x + 0.5, 0.68, text, ha="center", va="center", fontsize=9)
+            if node:
+                ax.annotate(
+                    "",
+                    (left - 0.8, 1.45),
+                    (left, 1.45),
+                    arrowprops={"arrowstyle": "<->", "linewidth": 1.5},
+                )
+        ax.text(0.1, -0.25, "the rendezvous listens on this machine", va="center")
+        ax.plot([0.05], [-0.25], marker="s", color="black", markersize=6)
+        ax.set(xlim=(-0.2, len(names) * (width + 0.8)), ylim=(-0.5, 1.9), title=title)
+        ax.axis("off")
+>>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
         plt.show()

@@ -6,6 +6,10 @@ import re
 import signal
 import socket
 import time
+<<<<<<< HEAD
+=======
+from concurrent.futures import ThreadPoolExecutor
+>>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
 from pathlib import Path
 
 import psutil
@@ -34,6 +38,7 @@ def mentions(process, text):
     return text in " ".join(process.info["cmdline"] or [])
 
 
+<<<<<<< HEAD
 @pytest.fixture(scope="module", autouse=True)
 def started(folder):
     """Programs that several tests look at, run side by side to save time."""
@@ -53,6 +58,8 @@ def undisturbed(folder, started):
     return end(folder / "undisturbed")
 
 
+=======
+>>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
 def end(folder):
     return read_checkpoint(list_checkpoints(folder)[-1])
 
@@ -82,6 +89,7 @@ def mid_epoch(folder):
     return [f for f in list_checkpoints(folder) if f.name.endswith("_none_none.pt")]
 
 
+<<<<<<< HEAD
 def test_torchrun_told_to_end_saves_and_the_next_run_goes_on(folder, request):
     place = folder / "told"
     with Program(f"{TWO} {SHORT_STEPS} --folder={place}") as program:
@@ -144,6 +152,114 @@ def test_two_processes_train_as_one_and_parts_add_up_to_a_batch(folder):
         one.wait()
         two.wait()
     one, two = end(folder / "one"), end(folder / "two")
+=======
+def undisturbed(folder):
+    launch(f"{TWO} {SHORT_STEPS} --folder={folder}")
+    return end(folder)
+
+
+def told(folder):
+    """torchrun is told to end, as by Slurm, and started again."""
+    with Program(f"{TWO} {SHORT_STEPS} --folder={folder}") as program:
+        wait_for(program, "epoch 2:")
+        os.kill(program.pid, signal.SIGTERM)
+        ended(program)
+    stopped = mid_epoch(folder) == list_checkpoints(folder)[-1:]
+    launch(f"{TWO} {SHORT_STEPS} --folder={folder}")
+    return stopped, end(folder)
+
+
+def shot(folder):
+    """One worker is told to end, and one of the next is shot; torchrun restarts all."""
+    torchrun = TWO.replace("--nproc", "--max-restarts=2 --nproc")
+    with Program(f"{torchrun} {SHORT_STEPS} --folder={folder}") as program:
+        wait_for(program, "epoch 2:")
+        program.workers()[-1].send_signal(signal.SIGTERM)
+        wait_for(program, "epoch 3:")
+        stopped = bool(mid_epoch(folder))
+        program.workers()[0].send_signal(signal.SIGKILL)
+        program.wait()
+    return stopped, end(folder)
+
+
+def three(folder):
+    """Three processes, two epochs, in one run and in two."""
+    command = "torchrun --standalone --nproc-per-node=3 -m helpers.train_ddp --lr=0.05"
+    command += " --batch-size=60 --resume"
+    with Program(f"{command} --epochs=2 --folder={folder / 'once'}") as once:
+        for epochs in (1, 2):
+            launch(f"{command} --epochs={epochs} --folder={folder / 'twice'}")
+        once.wait()
+    return end(folder / "once"), end(folder / "twice")
+
+
+def photos(folder):
+    """Photos cut at random by a loading process; one run of two is interrupted."""
+    shapes = draw_shapes(folder / "photos", per_class=150)
+    command = f"python -m helpers.train_ddp --data={shapes} --image-size=32 --workers=1"
+    command += " --batch-size=4 --epochs=3 --resume"
+    with (
+        Program(f"{command} --folder={folder / 'cut'}") as cut,
+        Program(f"{command} --folder={folder / 'uncut'}") as uncut,
+    ):
+        wait_for(cut, "epoch 2:")
+        os.kill(cut.pid, signal.SIGTERM)
+        code, stopped = ended(cut), bool(mid_epoch(folder / "cut"))
+        launch(f"{command} --folder={folder / 'cut'}")
+        uncut.wait()
+    return code, stopped, end(folder / "cut"), end(folder / "uncut")
+
+
+def plain(folder):
+    """A model that is the same in any shares: one process, and two with two parts."""
+    command = f"{HERE / 'ddp_plain.py'} --epochs=2"
+    with Program(f"python {command} --folder={folder / 'one'}") as one:
+        launch(f"{TWO} {command} --accumulate=2 --folder={folder / 'two'}")
+        one.wait()
+    return end(folder / "one"), end(folder / "two")
+
+
+def cases(folder):
+    return json.loads(launch(f"{TWO} {HERE / 'ddp_cases.py'} {folder}"))
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    """What came of each, by name; three run at a time."""
+    with ThreadPoolExecutor(3) as beside:
+        yield {
+            run.__name__: beside.submit(run, folder / run.__name__)
+            for run in (shot, told, three, undisturbed, photos, cases, plain)
+        }
+
+
+def test_torchrun_told_to_end_saves_and_the_next_run_goes_on(results):
+    stopped, last = results["told"].result()
+    assert stopped, "the newest checkpoint was saved in mid-epoch"
+    assert_same(last, results["undisturbed"].result())
+
+
+def test_a_worker_told_to_end_and_one_shot_are_restarted_and_go_on(results):
+    stopped, last = results["shot"].result()
+    assert stopped, "the one that was told to end saved in mid-epoch"
+    assert_same(last, results["undisturbed"].result())
+
+
+def test_three_processes_resume_to_the_last_bit(results):
+    """With three the order of the sums can change: see processes.wrap."""
+    assert_same(*results["three"].result())
+
+
+def test_photos_cut_at_random_by_loading_processes_resume_as_well(results):
+    code, stopped, cut, uncut = results["photos"].result()
+    assert code == STOPPED
+    assert stopped
+    assert_same(cut, uncut)
+
+
+def test_two_processes_train_as_one_and_parts_add_up_to_a_batch(results):
+    one, two = results["plain"].result()
+>>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
     assert one["acc"] > 0.5, "it has learned"
     difference = max_difference(one["model_state_dict"], two["model_state_dict"])
     assert difference < 1e-12
@@ -152,6 +268,7 @@ def test_two_processes_train_as_one_and_parts_add_up_to_a_batch(folder):
 
 
 @pytest.fixture(scope="module")
+<<<<<<< HEAD
 def cases(started):
     return json.loads(started["cases"].wait())
 
@@ -167,6 +284,23 @@ def test_a_run_prints_its_epochs_once(cases):
 
 def test_help_is_printed_once(cases):
     (out, err, code), (out_1, err_1, code_1) = cases["help"]
+=======
+def cases_met(results):
+    return results["cases"].result()
+
+
+def test_a_run_prints_its_epochs_once(cases_met):
+    (out, _, code), (out_1, err_1, code_1) = cases_met["trains"]
+    assert out.startswith("epoch 1, 2 processes: validation loss ")
+    assert (out_1, err_1) == ("", "")
+    assert code is code_1 is None
+    assert "is at epoch 1: nothing left" in cases_met["nothing left"][0][0]
+    assert [code for *_, code in cases_met["bf16"]] == [None, None]
+
+
+def test_help_is_printed_once(cases_met):
+    (out, err, code), (out_1, err_1, code_1) = cases_met["help"]
+>>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
     assert all(f"--{name}" in out for name in ("epochs", "batch-size", "resume"))
     assert (out_1, err, err_1, code, code_1) == ("", "", "", 0, 0)
 
@@ -192,14 +326,20 @@ def test_help_is_printed_once(cases):
         "not one folder 0": r"must be one folder for all machines",
     }.items(),
 )
+<<<<<<< HEAD
 def test_what_is_wrong_is_said_once_and_all_leave(cases, case, message):
     ranks = cases[case]
+=======
+def test_what_is_wrong_is_said_once_and_all_leave(cases_met, case, message):
+    ranks = cases_met[case]
+>>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
     assert [code for *_, code in ranks] == [2, 2]
     said = [line for _, err, _ in ranks for line in err.splitlines() if "error" in line]
     assert len(said) == 1
     assert re.search(message, said[0])
 
 
+<<<<<<< HEAD
 def test_trouble_of_rank_1_is_said_by_rank_1(cases):
     for case in ("data here, not there 1", "not one folder 1"):
         (_, err, code), (_, err_1, code_1) = cases[case]
@@ -211,6 +351,21 @@ def test_trouble_of_rank_1_is_said_by_rank_1(cases):
 
 def test_evaluation_counts_each_sample_once(cases):
     for per_rank in cases["evaluations"]:
+=======
+def test_trouble_of_rank_1_is_said_by_rank_1(cases_met):
+    for case in ("data here, not there 1", "not one folder 1"):
+        (_, err, code), (_, err_1, code_1) = cases_met[case]
+        assert (code, code_1) == (2, 2)
+        assert "error" not in err
+        assert err_1.startswith("error: ")
+    assert [code for *_, code in cases_met["full 1"]] == [None, None], (
+        "rank 0 alone saves"
+    )
+
+
+def test_evaluation_counts_each_sample_once(cases_met):
+    for per_rank in cases_met["evaluations"]:
+>>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
         for together, alone in per_rank:
             assert together == pytest.approx(alone, rel=1e-5)
 
