@@ -291,7 +291,6 @@ def spread(
         plt.show()
 
 
-<<<<<<< HEAD
 # Lesson 06, data parallel
 
 
@@ -426,7 +425,9 @@ def timeline(
         axis.grid(axis="y", visible=False)
         axis.set(xlabel=xlabel, title=title)
         figure.tight_layout()
-=======
+        plt.show()
+
+
 # Lesson 08: many nodes
 
 
@@ -464,5 +465,4 @@ def nodes(names: Sequence[str], per_node: int, title: str) -> None:
         ax.plot([0.05], [-0.25], marker="s", color="black", markersize=6)
         ax.set(xlim=(-0.2, len(names) * (width + 0.8)), ylim=(-0.5, 1.9), title=title)
         ax.axis("off")
->>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
         plt.show()

@@ -69,11 +69,8 @@ def _store_of_this_start() -> tuple[dist.Store, int, int]:
     if "RANK" not in os.environ:  # not under torchrun: one process, and no port
         return dist.HashStore(), 0, 1
     shared, rank, world_size = next(dist.rendezvous("env://", timeout=PATIENCE))
-<<<<<<< HEAD
-=======
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return shared, rank, world_size  # opened by rank 0, just now
->>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
     host, key = os.environ["MASTER_ADDR"], "port of this start's store"
     if rank == 0:
         store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)

@@ -6,10 +6,7 @@ import re
 import signal
 import socket
 import time
-<<<<<<< HEAD
-=======
 from concurrent.futures import ThreadPoolExecutor
->>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
 from pathlib import Path
 
 import psutil
@@ -38,28 +35,6 @@ def mentions(process, text):
     return text in " ".join(process.info["cmdline"] or [])
 
 
-<<<<<<< HEAD
-@pytest.fixture(scope="module", autouse=True)
-def started(folder):
-    """Programs that several tests look at, run side by side to save time."""
-    with (
-        Program(
-            f"{TWO} {SHORT_STEPS} --folder={folder / 'undisturbed'}"
-        ) as undisturbed,
-        Program(f"{TWO} {HERE / 'ddp_cases.py'} {folder / 'cases'}") as cases,
-    ):
-        yield {"undisturbed": undisturbed, "cases": cases}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(folder, started):
-    """The end of a training by two processes that nobody disturbed."""
-    started["undisturbed"].wait()
-    return end(folder / "undisturbed")
-
-
-=======
->>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
 def end(folder):
     return read_checkpoint(list_checkpoints(folder)[-1])
 
@@ -89,70 +64,6 @@ def mid_epoch(folder):
     return [f for f in list_checkpoints(folder) if f.name.endswith("_none_none.pt")]
 
 
-<<<<<<< HEAD
-def test_torchrun_told_to_end_saves_and_the_next_run_goes_on(folder, request):
-    place = folder / "told"
-    with Program(f"{TWO} {SHORT_STEPS} --folder={place}") as program:
-        wait_for(program, "epoch 2:")
-        os.kill(program.pid, signal.SIGTERM)
-        ended(program)
-    assert mid_epoch(place) == list_checkpoints(place)[-1:]
-    launch(f"{TWO} {SHORT_STEPS} --folder={place}")
-    assert_same(end(place), request.getfixturevalue("undisturbed"))
-
-
-def test_a_worker_told_to_end_and_one_shot_are_restarted_and_go_on(folder, undisturbed):
-    place = folder / "shot"
-    torchrun = TWO.replace("--nproc", "--max-restarts=2 --nproc")
-    with Program(f"{torchrun} {SHORT_STEPS} --folder={place}") as program:
-        wait_for(program, "epoch 2:")
-        program.workers()[-1].send_signal(signal.SIGTERM)
-        wait_for(program, "epoch 3:")
-        assert mid_epoch(place)
-        program.workers()[0].send_signal(signal.SIGKILL)
-        program.wait()
-    assert "epoch 4" in program.output()
-    assert_same(end(place), undisturbed)
-
-
-def test_three_processes_resume_to_the_last_bit(folder):
-    """With three the order of the sums can change: see processes.wrap."""
-    command = "torchrun --standalone --nproc-per-node=3 -m helpers.train_ddp --lr=0.05"
-    command += " --batch-size=60 --resume"
-    with Program(f"{command} --epochs=2 --folder={folder / 'once'}") as program:
-        launch(f"{command} --epochs=1 --folder={folder / 'twice'}")
-        launch(f"{command} --epochs=2 --folder={folder / 'twice'}")
-        program.wait()
-    assert_same(end(folder / "twice"), end(folder / "once"))
-
-
-def test_photos_cut_at_random_by_loading_processes_resume_as_well(folder):
-    photos = draw_shapes(folder / "photos", per_class=200)
-    command = f"python -m helpers.train_ddp --data={photos} --image-size=32 --workers=1"
-    command += " --batch-size=4 --epochs=3 --resume"
-    with (
-        Program(f"{command} --folder={folder / 'cut'}") as program,
-        Program(f"{command} --folder={folder / 'uncut'}") as uncut,
-    ):
-        wait_for(program, "epoch 2:")
-        os.kill(program.pid, signal.SIGTERM)
-        assert ended(program) == STOPPED
-        assert mid_epoch(folder / "cut")
-        launch(f"{command} --folder={folder / 'cut'}")
-        uncut.wait()
-    assert_same(end(folder / "cut"), end(folder / "uncut"))
-
-
-def test_two_processes_train_as_one_and_parts_add_up_to_a_batch(folder):
-    command = f"{HERE / 'ddp_plain.py'} --epochs=2"
-    with (
-        Program(f"python {command} --folder={folder / 'one'}") as one,
-        Program(f"{TWO} {command} --folder={folder / 'two'} --accumulate=2") as two,
-    ):
-        one.wait()
-        two.wait()
-    one, two = end(folder / "one"), end(folder / "two")
-=======
 def undisturbed(folder):
     launch(f"{TWO} {SHORT_STEPS} --folder={folder}")
     return end(folder)
@@ -259,7 +170,6 @@ def test_photos_cut_at_random_by_loading_processes_resume_as_well(results):
 
 def test_two_processes_train_as_one_and_parts_add_up_to_a_batch(results):
     one, two = results["plain"].result()
->>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
     assert one["acc"] > 0.5, "it has learned"
     difference = max_difference(one["model_state_dict"], two["model_state_dict"])
     assert difference < 1e-12
@@ -268,23 +178,6 @@ def test_two_processes_train_as_one_and_parts_add_up_to_a_batch(results):
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
-def cases(started):
-    return json.loads(started["cases"].wait())
-
-
-def test_a_run_prints_its_epochs_once(cases):
-    (out, _, code), (out_1, err_1, code_1) = cases["trains"]
-    assert out.startswith("epoch 1, 2 processes: validation loss ")
-    assert (out_1, err_1) == ("", "")
-    assert code is code_1 is None
-    assert "is at epoch 1: nothing left" in cases["nothing left"][0][0]
-    assert [code for *_, code in cases["bf16"]] == [None, None]
-
-
-def test_help_is_printed_once(cases):
-    (out, err, code), (out_1, err_1, code_1) = cases["help"]
-=======
 def cases_met(results):
     return results["cases"].result()
 
@@ -300,7 +193,6 @@ def test_a_run_prints_its_epochs_once(cases_met):
 
 def test_help_is_printed_once(cases_met):
     (out, err, code), (out_1, err_1, code_1) = cases_met["help"]
->>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
     assert all(f"--{name}" in out for name in ("epochs", "batch-size", "resume"))
     assert (out_1, err, err_1, code, code_1) == ("", "", "", 0, 0)
 
@@ -326,32 +218,14 @@ def test_help_is_printed_once(cases_met):
         "not one folder 0": r"must be one folder for all machines",
     }.items(),
 )
-<<<<<<< HEAD
-def test_what_is_wrong_is_said_once_and_all_leave(cases, case, message):
-    ranks = cases[case]
-=======
 def test_what_is_wrong_is_said_once_and_all_leave(cases_met, case, message):
     ranks = cases_met[case]
->>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
     assert [code for *_, code in ranks] == [2, 2]
     said = [line for _, err, _ in ranks for line in err.splitlines() if "error" in line]
     assert len(said) == 1
     assert re.search(message, said[0])
 
 
-<<<<<<< HEAD
-def test_trouble_of_rank_1_is_said_by_rank_1(cases):
-    for case in ("data here, not there 1", "not one folder 1"):
-        (_, err, code), (_, err_1, code_1) = cases[case]
-        assert (code, code_1) == (2, 2)
-        assert "error" not in err
-        assert err_1.startswith("error: ")
-    assert [code for *_, code in cases["full 1"]] == [None, None], "rank 0 alone saves"
-
-
-def test_evaluation_counts_each_sample_once(cases):
-    for per_rank in cases["evaluations"]:
-=======
 def test_trouble_of_rank_1_is_said_by_rank_1(cases_met):
     for case in ("data here, not there 1", "not one folder 1"):
         (_, err, code), (_, err_1, code_1) = cases_met[case]
@@ -365,7 +239,6 @@ def test_trouble_of_rank_1_is_said_by_rank_1(cases_met):
 
 def test_evaluation_counts_each_sample_once(cases_met):
     for per_rank in cases_met["evaluations"]:
->>>>>>> 70470e6d150805bc77887ac5f6d8394c15af029b
         for together, alone in per_rank:
             assert together == pytest.approx(alone, rel=1e-5)
 
