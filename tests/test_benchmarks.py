@@ -1,12 +1,9 @@
 """The benchmarks' arithmetic and pages; what they measure is for `make bench`."""
 
-import re
-
 import pytest
 
 from benchmarks import __main__ as runner
 from benchmarks import common
-from tools import ROOT
 
 
 def test_ways_take_turns_in_an_order_that_moves_on():
@@ -63,11 +60,3 @@ def test_an_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit):
         runner.main(["sumary"])
     assert "there are summary, checkpoint" in capsys.readouterr().err
-
-
-def test_the_page_is_that_of_the_runs():
-    runs = runner.read_runs(ROOT / "benchmarks" / "runs.json")
-    page = (ROOT / "benchmarks" / "results.md").read_text("utf-8")
-    assert page == runner.page(runs)
-    for picture in re.findall(r"\((\w+\.png)\)", page):
-        assert (ROOT / "benchmarks" / picture).is_file()
