@@ -461,7 +461,7 @@ def nodes(names: Sequence[str], per_node: int, title: str) -> None:
                     (left, 1.45),
                     arrowprops={"arrowstyle": "<->", "linewidth": 1.5},
                 )
-        ax.text(0.1, -0.25, "the rendezvous listens on this machine", va="center")
+        ax.text(0.2, -0.25, "the rendezvous listens on this machine", va="center")
         ax.plot([0.05], [-0.25], marker="s", color="black", markersize=6)
         ax.set(xlim=(-0.2, len(names) * (width + 0.8)), ylim=(-0.5, 1.9), title=title)
         ax.axis("off")
