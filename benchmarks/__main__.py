@@ -44,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = module.run(options.quick)
         spent_s = time.perf_counter() - start
         print(f"\n{module.TITLE} ({spent_s:.0f} s)")
-        print(outcome.table.to_string(index=False))
+        for shown in (outcome.table, outcome.more):
+            if len(shown):
+                print(shown.to_string(index=False))
         for ratio, value in outcome.ratios.items():
             print(f"  {ratio}: {value:.3g}")
         if not options.quick:
             entry = about | {"benchmark": name, "seconds": round(spent_s)}
             entry["table"] = outcome.table.to_dict("records")
+            entry["more"] = outcome.more.to_dict("records")
             entry["ratios"] = outcome.ratios
             entry["samples"] = outcome.samples
             write(entry, module)
@@ -98,9 +101,10 @@ def section(module: ModuleType, runs: list[dict[str, Any]]) -> str:
     lines = [
         f"## {module.TITLE}",
         f"![{module.TITLE}]({module.NAME}.png)",
-        f"{newest['date']}, {newest['machine']}, {newest['versions']}, load "
-        f"{newest['load']}; {newest['seconds']} s.",
+        f"{newest['date']}, {newest['machine']}, {newest['versions']}, environment of "
+        f"{newest['environment']}, load {newest['load']}; {newest['seconds']} s.",
         markdown(pd.DataFrame(newest["table"])),
+        *([markdown(pd.DataFrame(newest["more"]))] if newest["more"] else []),
         f"The ratios in the last {len(runs)} runs:" if len(runs) > 1 else "The ratios:",
         markdown(compared(runs)),
     ]

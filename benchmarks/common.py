@@ -26,24 +26,28 @@ Samples = dict[str, list[float]]  # way -> one value a round
 class Outcome:
     """What a benchmark found.
 
-    table: one row a way or a subject, ready to be printed.
+    table: one row a way or a subject, ready to be printed; the plot is drawn from it.
     ratios: the figures that may be quoted, each from one run; name -> value.
     samples: the raw values behind the table.
+    more: a second table, with what the first has no column for.
     """
 
     table: pd.DataFrame
     ratios: dict[str, float]
     samples: dict[str, Any] = field(default_factory=dict)
+    more: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def machine() -> dict[str, str]:
     """What the figures depend on."""
+    files = [path.lstat() for path in Path(sys.prefix).rglob("*")]
     return {
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "machine": f"{platform.machine()}, {psutil.cpu_count()} logical cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.system()}",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
         "load": f"{psutil.getloadavg()[0]:.1f} at the start",
+        "environment": f"{sum(file.st_size for file in files) / 1e9:.1f} GB",
     }
 
 

@@ -180,7 +180,8 @@ def plot(table: pd.DataFrame, axis) -> str:
             bar.set_edgecolor("white")
     axis.set(xlabel=f"models of {table['models'].iloc[0]}", ylabel="")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return "Only one summary counts what is frozen right in every model"
+    always = table[table["trainable right"] == table["models"]]["tool"].tolist()
+    return f"Right in every model, frozen in part: {', '.join(always) or 'none'}"
 
 
 if __name__ == "__main__":

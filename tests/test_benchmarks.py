@@ -23,14 +23,23 @@ def test_a_ratio_is_the_median_of_the_rounds():
 
 
 def run_of(date, value):
-    about = dict.fromkeys(("machine", "versions", "load"), "some") | {"date": date}
+    about = dict.fromkeys(("machine", "versions", "load", "environment"), "some")
+    about["date"] = date
     table = [{"way": "ours", "median s": 1.0}]
-    entry = {"benchmark": "ddp", "seconds": 1, "table": table, "samples": {}}
+    entry = {
+        "benchmark": "ddp",
+        "seconds": 1,
+        "table": table,
+        "samples": {},
+        "more": [],
+    }
     return about | entry | {"ratios": {"ours / theirs": value}}
 
 
 def test_the_page_compares_the_last_two_runs():
-    page = runner.page([run_of("1st", 9.0), run_of("2nd", 2.0), run_of("3rd", 2.2)])
+    newest = run_of("3rd", 2.2) | {"more": [{"what": "moved", "MB": 40.0}]}
+    page = runner.page([run_of("1st", 9.0), run_of("2nd", 2.0), newest])
+    assert "| moved | 40.0 |" in page
     assert "| ours / theirs | 2 | 2.2 | +10% |" in page
     assert "1st" not in page
 
