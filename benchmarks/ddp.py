@@ -58,9 +58,9 @@ def run(quick: bool = False) -> Outcome:
 def plot(table: pd.DataFrame, axis) -> str:
     times = table[f"times {ONE}"]
     bars = axis.barh(table["processes"], times, color="#0072B2")
-    axis.bar_label(bars, padding=3)
+    axis.bar_label(bars, label_type="center", color="white", fmt="%.2f")
     axis.axvline(2, color="black", ls="--", lw=1)
-    axis.annotate("ideal", (2, -0.45), ha="right", va="bottom", rotation=90)
+    axis.annotate("ideal: 2", (1.99, 0), ha="right", va="center")
     axis.invert_yaxis()
     axis.set(xlabel="throughput, times one process with one thread")
-    return "Two processes on two cores, by real all-reduce over gloo"
+    return f"Two processes, by real all-reduce over gloo: {times.iloc[-1]} times one"

@@ -178,6 +178,7 @@ def plot(table: pd.DataFrame, axis) -> str:
         for bar in container:
             bar.set_hatch(hatch)
             bar.set_edgecolor("white")
+    axis.invert_yaxis()
     axis.set(xlabel=f"models of {table['models'].iloc[0]}", ylabel="")
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     always = table[table["trainable right"] == table["models"]]["tool"].tolist()

@@ -162,5 +162,5 @@ def plot(table: pd.DataFrame, axis) -> str:
     axis.set_xscale("log")
     axis.invert_yaxis()
     axis.margins(x=0.2)
-    axis.set(xlabel=f"times faster than {EVERY}")
+    axis.set(xlabel=f"times faster than {EVERY} (log scale)")
     return "Features computed once: how many times faster the head is trained"
