@@ -57,9 +57,13 @@ def check_image_folder(folder: str | Path) -> Photos:
             "more, each named after a class, with its images inside"
         )
     if empty := [name for name in names if not found.classes[name]]:
-        reasons = "; ".join(f"{f.name} {why}" for f, why in found.skipped.items())
+        reasons = "; ".join(
+            f"{file.name} {why}"
+            for file, why in found.skipped.items()
+            if file.relative_to(folder).parts[0] in empty
+        )
         raise PhotosError(
-            f"no good image for {empty} in {folder}. {reasons or 'They are empty.'}"
+            f"no good image for {empty} in {folder}. {reasons or 'It is empty.'}"
         )
     return found
 

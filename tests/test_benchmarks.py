@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import common
+from benchmarks import common, course
 
 
 def test_ways_take_turns_in_an_order_that_moves_on():
@@ -63,6 +63,18 @@ def test_a_run_is_added_and_none_lost(tmp_path, monkeypatch):
     assert dates == ["1st", "2nd"]
     assert "| ours / theirs | 2 | 2 | 0 % |" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "ddp.png").stat().st_size > 1000
+
+
+def test_lessons_times_are_their_cells_together(tmp_path):
+    (tmp_path / "report.xml").write_text(
+        "<testsuites><testsuite>"
+        '<testcase classname="notebooks.01_summary.ipynb" name="Cell 0" time="0.5" />'
+        '<testcase classname="notebooks.01_summary.ipynb" name="Cell 1" time="3.25" />'
+        '<testcase classname="tests.test_data" name="test_a" time="9" />'
+        '<testcase classname="tests.test_data" name="test_b" time="0">'
+        '<skipped message="needs a GPU" /></testcase></testsuite></testsuites>'
+    )
+    assert course.read(tmp_path / "report.xml") == ({"01_summary": 3.75}, 3)
 
 
 def test_an_unknown_benchmark_is_refused(capsys):
