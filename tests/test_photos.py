@@ -68,8 +68,16 @@ def test_one_class_only(folder):
 
 def test_an_empty_class(folder):
     (folder / "square").mkdir()
-    with pytest.raises(PhotosError, match=r"no good image for \['square'\].*are empty"):
+    with pytest.raises(PhotosError, match=r"no good image for \['square'\].*is empty"):
         check_image_folder(folder)
+
+
+def test_an_empty_class_is_not_blamed_on_another_ones_file(folder):
+    (folder / "square").mkdir()
+    (folder / "circle" / "notes.txt").write_text("my notes")
+    with pytest.raises(PhotosError, match="It is empty") as caught:
+        check_image_folder(folder)
+    assert "notes.txt" not in str(caught.value)
 
 
 def test_a_class_of_broken_images_only(folder):
