@@ -12,7 +12,7 @@ ONE, TWO, THREADS = "1 x 1 thread", "2 x 1 thread", "1 x 2 threads"
 
 
 def run(quick: bool = False) -> Outcome:
-    rounds, number = (1, 1) if quick else (7, 4)
+    rounds, number = (1, 1) if quick else (9, 5)
     found = {
         ranks: json.loads(
             launch(

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from helpers.models import SmallCNN
 
-GLOBAL_BATCH = 256
+BATCH = 128  # of each process, so that caches serve one and two alike
 
 
 def steps(model: nn.Module, batch: int, number: int) -> float:
@@ -53,14 +53,15 @@ def throughput(rank: int, rounds: int, number: int) -> dict:
             dist.monitored_barrier()  # the other process waits, and sleeps
             if rank == 0:
                 name = f"1 x {threads} thread{'s' * (threads > 1)}"
-                times[name] = steps(model, GLOBAL_BATCH, number)
+                times[name] = steps(model, BATCH, number)
             dist.monitored_barrier()
         torch.set_num_threads(1)
         dist.barrier()
-        times["2 x 1 thread"] = steps(parallel, GLOBAL_BATCH // 2, number)
+        times["2 x 1 thread"] = steps(parallel, BATCH, number)
         if rank == 0 and round_number:  # the first round warms up
             for way, seconds in times.items():
-                result[way].append(number * GLOBAL_BATCH / seconds)
+                batch = BATCH * (2 if way.startswith("2") else 1)
+                result[way].append(number * batch / seconds)
     return result
 
 

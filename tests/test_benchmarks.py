@@ -1,9 +1,12 @@
 """The benchmarks' arithmetic and pages; what they measure is for `make bench`."""
 
+import re
+
 import pytest
 
 from benchmarks import __main__ as runner
 from benchmarks import common, course
+from tools import ROOT
 
 
 def test_ways_take_turns_in_an_order_that_moves_on():
@@ -75,6 +78,16 @@ def test_lessons_times_are_their_cells_together(tmp_path):
         '<skipped message="needs a GPU" /></testcase></testsuite></testsuites>'
     )
     assert course.read(tmp_path / "report.xml") == ({"01_summary": 3.75}, 3)
+
+
+def test_the_page_is_that_of_the_runs():
+    runs = runner.read_runs(ROOT / "benchmarks" / "runs.json")
+    page = (ROOT / "benchmarks" / "results.md").read_text("utf-8")
+    assert page == runner.page(runs)
+    pictures = re.findall(r"\((\w+\.png)\)", page)
+    assert len(pictures) == len(runner.NAMES)
+    for picture in pictures:
+        assert (ROOT / "benchmarks" / picture).is_file()
 
 
 def test_an_unknown_benchmark_is_refused(capsys):
