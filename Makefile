@@ -20,6 +20,9 @@ setup: ## the environment .venv, complete and up to date (the others do it first
 setup-colab: ## the same for .venv-colab, with the versions that Colab has
 	@$(PYTHON) tools/setup.py .venv-colab constraints-colab.txt
 
+# What the lessons train is small: more threads gain little, and a core that others use
+# holds all of them up (lesson 05: 317 s with four threads on four cores, quiet 50 s).
+course: export OMP_NUM_THREADS ?= 2
 course: setup ## run every lesson; pages and executed notebooks go to build/
 	@$(bin)/python -m tools.course
 
