@@ -1,6 +1,7 @@
 """helpers.launch: output comes back, failures speak, and no process is left behind."""
 
 import os
+import re
 import time
 
 import psutil
@@ -30,7 +31,8 @@ def hanging(tmp_path):
 
 
 def pids(output):
-    return [int(line.split()[2]) for line in output.splitlines()]
+    """Of the ranks that have said theirs; a line may be half there, or hold two."""
+    return [int(pid) for pid in re.findall(r"rank \d (\d+)(?=\D)", output)]
 
 
 def gone(pid):
