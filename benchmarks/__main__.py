@@ -10,6 +10,7 @@ and writes nothing.
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from benchmarks.common import HERE, machine
+from benchmarks.common import HERE, ROOT, machine
 from helpers.plotting import STYLE
 
 NAMES = ("summary", "checkpoint", "transfer", "ddp", "course")
@@ -38,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(NAMES):
         parser.error(f"no benchmark {', '.join(unknown)}: there are {', '.join(NAMES)}")
-    for name in options.names or NAMES:
+    names = options.names or NAMES
+    if len(names) > 1:  # each in a fresh process: what one leaves slows the next
+        quick = ["--quick"] * options.quick
+        return max([run_alone(name, *quick) for name in names])
+    for name in names:
         module = import_module(f"benchmarks.{name}")
         about, start = machine(), time.perf_counter()
         outcome = module.run(options.quick)
@@ -57,6 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             entry["samples"] = outcome.samples
             write(entry, module)
     return 0
+
+
+def run_alone(*arguments: str) -> int:
+    """One benchmark in a process of its own; its exit status."""
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT).returncode
 
 
 def write(entry: dict[str, Any], module: ModuleType) -> None:

@@ -90,6 +90,19 @@ def test_the_page_is_that_of_the_runs():
         assert (ROOT / "benchmarks" / picture).is_file()
 
 
+@pytest.mark.parametrize("codes", [{}, {"ddp": 1}])
+def test_several_run_each_in_a_process_of_its_own(codes, monkeypatch):
+    started = []
+
+    def alone(name, *rest):
+        started.append((name, *rest))
+        return codes.get(name, 0)
+
+    monkeypatch.setattr(runner, "run_alone", alone)
+    assert runner.main(["--quick"]) == max(codes.values(), default=0)
+    assert started == [(name, "--quick") for name in runner.NAMES]
+
+
 def test_an_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit):
         runner.main(["sumary"])
