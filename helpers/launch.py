@@ -6,6 +6,7 @@ write a script to a file and start it with torchrun, as one would in a terminal.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import subprocess
@@ -62,6 +63,7 @@ class Program:
                 **env,
             },
         )
+        atexit.register(self.stop)  # of the notebook's kernel, or the program
 
     def __enter__(self) -> Program:
         return self
@@ -124,6 +126,7 @@ class Program:
         # itself; killed outright, it would leave them running.
         self._end([self._process])
         self._end([child for child in self._seen if child.is_running()])
+        atexit.unregister(self.stop)
 
     @staticmethod
     def _end(processes: list[psutil.Process], patience_s: float = 10) -> None:

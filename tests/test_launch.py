@@ -2,12 +2,15 @@
 
 import os
 import re
+import subprocess
+import sys
 import time
 
 import psutil
 import pytest
 
 from helpers.launch import LaunchError, Program, launch
+from tools import ROOT
 
 HANGS = """
 import os, sys, time
@@ -75,6 +78,23 @@ def test_leaving_the_block_ends_the_workers_even_if_torchrun_was_killed(hanging)
         assert {worker.pid for worker in program.workers()} >= set(ranks)
         os.kill(program.pid, 9)
         wait_for(lambda: not program.running())
+    assert all(gone(pid) for pid in ranks)
+
+
+def test_a_program_that_nobody_stopped_ends_with_its_parent(hanging):
+    code = f"""
+import time
+from helpers.launch import Program
+program = Program({hanging!r})
+while "rank 1" not in program.output() or "rank 0" not in program.output():
+    time.sleep(0.05)
+time.sleep(0.2)
+print(program.output())
+"""
+    command = [sys.executable, "-c", code]  # not launch(), which would end them itself
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    ranks = pids(done.stdout)
+    assert len(ranks) == 2
     assert all(gone(pid) for pid in ranks)
 
 
