@@ -14,7 +14,8 @@ from tools import ROOT
 
 HANGS = """
 import os, sys, time
-print("rank", os.environ["RANK"], os.getpid(), flush=True)
+line = f"rank {os.environ['RANK']} {os.getpid()}\\n"
+print(line, end="", flush=True)  # in one piece: two ranks' lines must not mix
 time.sleep(600)
 """
 
@@ -34,8 +35,8 @@ def hanging(tmp_path):
 
 
 def pids(output):
-    """Of the ranks that have said theirs; a line may be half there, or hold two."""
-    return [int(pid) for pid in re.findall(r"rank \d (\d+)(?=\D)", output)]
+    """Of the ranks that have said theirs; a line may be half there."""
+    return [int(pid) for pid in re.findall(r"rank \d (\d+)\n", output)]
 
 
 def gone(pid):
