@@ -229,7 +229,7 @@ def run(quick: bool = False) -> Outcome:
         small = nn.Linear(500, 500) if quick else nn.Linear(5_000, 5_000)
         saves = time_saves(small, rounds, "200 MB", folder)
         vgg = nn.Linear(10, 10) if quick else models.vgg19(weights=None)
-        large = time_saves(vgg, 1 if quick else 3, "VGG19, 1.1 GB", folder)
+        large = time_saves(vgg, 1 if quick else 9, "VGG19, 1.1 GB", folder)
         killed = {
             way: fresh("checkpoint", "kill", way, folder / "killed", kills)
             for way in tqdm(WAYS, desc="killed")

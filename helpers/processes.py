@@ -24,6 +24,10 @@ T = TypeVar("T")
 # What a user can mend is said without a traceback
 ERRORS = (ValueError, OSError, CheckpointError, StorageError)
 PATIENCE = timedelta(minutes=10)  # with a process that stays away
+MIXED = (
+    "each process needs a GPU of its own, or none may use one: for that, set "
+    "CUDA_VISIBLE_DEVICES= to nothing on every machine"
+)
 
 
 def run_group(train: Callable[[torch.device], None]) -> None:
@@ -31,6 +35,7 @@ def run_group(train: Callable[[torch.device], None]) -> None:
 
     With enough GPUs each process has one to itself, and NCCL connects them. Else the
     device is the CPU, with Gloo. In both cases tensors on the CPU can be sent as well.
+    Where machines differ in that, all processes end, with an error.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     device, backend = torch.device("cpu"), "gloo"
@@ -49,6 +54,7 @@ def run_group(train: Callable[[torch.device], None]) -> None:
         sys.exit(f"error: the other processes were not met at {host}:{port}: {error}")
     code = 0
     try:
+        check_equal(device.type, MIXED)  # or the first exchange of a GPU would hang
         train(device)
     except SystemExit as end:
         code = end.code

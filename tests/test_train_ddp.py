@@ -16,6 +16,7 @@ from helpers.checkpoint import list_checkpoints, read_checkpoint
 from helpers.compare import max_difference
 from helpers.launch import LaunchError, Program, launch
 from helpers.photos import draw_shapes
+from helpers.processes import MIXED
 
 HERE = Path(__file__).parent
 TWO = "torchrun --standalone --nproc-per-node=2"
@@ -257,3 +258,12 @@ def test_a_port_in_use_is_said_without_a_hang(folder):
             )
             ended(torchrun)
             assert "EADDRINUSE" in torchrun.errors()
+
+
+def test_a_machine_with_gpus_beside_one_without_is_said_once():
+    command = f"{TWO} {HERE / 'ddp_unlike.py'}"
+    with Program(command, CUDA_VISIBLE_DEVICES="") as unlike:
+        assert ended(unlike) == 1
+        said = [s for s in unlike.errors().splitlines() if s.startswith("error:")]
+        assert said == [f"error: {MIXED} (rank 0 has cpu, one cuda)"]
+        assert "trained" not in unlike.output()
