@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-TAIL_LINES = 30  # of a failed program's output, enough to hold its traceback
+TAIL_LINES = 80  # of a failed program's output: 40 are torchrun's own
 
 
 class LaunchError(RuntimeError):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before there is a group: see the end of run_group
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -58,8 +59,10 @@ def run_group(train: Callable[[torch.device], None]) -> None:
         train(device)
     except SystemExit as end:
         code = end.code
-    # DDP is a reference cycle. Alive at the interpreter's end it keeps Gloo's threads,
-    # and one process in five aborts (github.com/pytorch/pytorch/issues/190489).
+    # Gloo's threads run until nothing holds on to the group. At the interpreter's end
+    # they may abort it (github.com/pytorch/pytorch/issues/190489). Two things hold on:
+    # DDP, a reference cycle; and torch.distributed.nn, which DDP imports: its functions
+    # take the group of that moment as their default.
     gc.collect()
     dist.destroy_process_group()
     sys.exit(code)

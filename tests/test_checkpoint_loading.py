@@ -1,6 +1,7 @@
 """What fits is loaded, on any device and wrapping; what doesn't changes nothing."""
 
 import contextlib
+import gc
 import random
 import warnings
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.nn  # before there is a group, as in helpers.processes
 from checkpoint_support import Training, adam, fingerprint, sgd, small_model
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, StepLR
@@ -155,6 +157,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )
     yield
+    gc.collect()  # as helpers.processes.run_group does
     torch.distributed.destroy_process_group()
 
 
