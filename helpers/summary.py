@@ -1,17 +1,16 @@
 """A model's summary in milliseconds, with no memory and no change to the model."""
 
-import contextlib
 import copy
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import torchinfo
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
+
+from helpers.training import keep_random_state
 
 
 def meta_clone(model: nn.Module) -> nn.Module:
@@ -111,7 +110,7 @@ def summarize(
 
     clone = meta_clone(model)
     # Tensors that the model makes in its forward must be on the meta device as well.
-    with _same_random_state(), torch.device("meta"):
+    with keep_random_state(), torch.device("meta"):
         # Handed over ready-made: with input_size= torchinfo would draw random numbers.
         inputs = [
             torch.empty(1, *size, dtype=dtype)
@@ -134,15 +133,3 @@ def summarize(
 
 def _is_shape(size: Any) -> bool:
     return isinstance(size, tuple) and all(isinstance(n, int) and n > 0 for n in size)
-
-
-@contextlib.contextmanager
-def _same_random_state() -> Iterator[None]:
-    """Put back the states of Python's, NumPy's and PyTorch's (CPU) random numbers."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -25,21 +25,18 @@ from tools import ROOT, NotebookError, notebook_text, read_notebook
 PLACEHOLDER = "YOUR_NAME"
 ADDRESS = re.compile(r"https://github\.com/[\w-]+/[\w.-]+")
 
-# Eight lines, the same in all lessons. Three things are less plain than they look:
-# - The course is brought as `new`, and renamed when whole: a copy or a clone broken off
-#   half-way is never taken for the course. `cp` is silent, since most have no copy.
-# - The Drive folder is looked for where Colab starts, /content.
-# - Not `pip install -e`: a running kernel doesn't see that. Colab has torch and numpy.
+# The same in all lessons. Not `pip install -e`: a running kernel does not see that.
 SETUP = """\
 import os, sys
 
-LESSON, COPY = "{lesson}", "cp -r drive/MyDrive/pytorch-models-course"
-CLONE = "git clone -q --depth 1 {repository}"
-if not os.path.isdir("../helpers"):  # opened alone, as on Colab: bring the course
-    !test -d course || (rm -rf new; {{COPY}} new 2>&- || {{CLONE}} new && mv new course)
-    %pip install --quiet --no-deps torchinfo torchsummary
-    os.chdir("course/notebooks")
-sys.path.insert(0, os.path.abspath(".."))"""
+beside = [folder for folder in ("..", "../..") if os.path.isdir(f"{{folder}}/helpers")]
+COURSE = beside[0] if beside else "drive/MyDrive/pytorch-models-course"
+if not os.path.isdir(COURSE):  # neither beside this notebook nor in your Drive
+    COURSE = "pytorch-models-course"
+    !test -d {{COURSE}} || git clone -q --depth 1 {repository} {{COURSE}}
+if not beside:  # what Colab lacks
+    %pip install --quiet --no-deps -r {{COURSE}}/requirements-colab.txt
+sys.path.insert(0, os.path.abspath(COURSE))"""
 
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -77,9 +74,9 @@ def normalized(address: str) -> str:
     return plain
 
 
-def setup_cell(lesson: str, address: str) -> str:
-    """The setup cell of a lesson; `lesson` is its notebook's name without `.ipynb`."""
-    return SETUP.format(lesson=lesson, repository=address)
+def setup_cell(address: str) -> str:
+    """The setup cell of every lesson."""
+    return SETUP.format(repository=address)
 
 
 def badge(lesson: str, address: str) -> str:
