@@ -113,8 +113,8 @@ def bring_up_to_date(stamp, files):
 
 if __name__ == "__main__":
     lock = os.open(".", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # of two commands at once, the second waits here
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two commands at once, one waits here
         bring_up_to_date(Path(sys.argv[1]), sys.argv[2:])
     except KeyboardInterrupt:
         stop("interrupted. The same command goes on with it.")
