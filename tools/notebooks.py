@@ -77,8 +77,6 @@ def problems(path: Path) -> Iterator[str]:
         return
     if notebook.metadata != METADATA:
         yield "metadata is not on the allow-list (`make format` strips it)"
-    if path.read_text(encoding="utf-8") != notebook_text(notebook):
-        yield "not written in nbformat's layout (`make format` does it)"
     cells, address = notebook.cells, repository()
     wanted = badge(lesson_name(path), address)
     if not cells or wanted not in cells[0].source:
@@ -94,6 +92,9 @@ def problems(path: Path) -> Iterator[str]:
         yield from (f"{cell.id}: {problem}" for problem in _cell_problems(cell))
     for number, cell in enumerate(code_cells, start=1):
         yield from (f"{cell.id}: {problem}" for problem in _code_problems(cell, number))
+    # Last, as nbformat mends what it writes
+    if path.read_text(encoding="utf-8") != notebook_text(notebook):
+        yield "not written in nbformat's layout (`make format` does it)"
 
 
 def _cell_problems(cell: NotebookNode) -> Iterator[str]:
