@@ -19,8 +19,8 @@ help: ## this list
 .venv/.complete: constraints.txt
 .venv-colab/.complete: constraints-colab.txt
 .venv-bench/.complete: constraints.txt requirements-bench.txt
-$(envs:%=%/.complete): %/.complete: requirements.txt pyproject.toml %/bin/python
-	@$(PYTHON) tools/setup.py $@ $^
+$(envs:%=%/.complete): %/.complete: requirements.txt requirements-test.txt %/bin/python
+	@$(PYTHON) tools/setup.py $@ $(filter %.txt,$^)
 $(envs:%=%/bin/python): ;
 
 # What the lessons train is small: more threads gain little, and a core that others use

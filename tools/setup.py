@@ -67,7 +67,6 @@ def make(env):
 def bring_up_to_date(stamp, files):
     env = stamp.parent
     python = env / "bin" / "python"
-    files = [name for name in files if name != str(python)]
     digest = hashlib.sha256(b"".join(Path(f).read_bytes() for f in files)).hexdigest()
     if python.exists() and stamp.exists() and stamp.read_text() == digest:
         stamp.touch()  # newer files, the same text; or another command has done it
@@ -89,12 +88,8 @@ def bring_up_to_date(stamp, files):
     print(f"Installing into {env}: {NEEDED_GB} GB, a few minutes the first time.")
     install = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
     install += [] if sys.stdout.isatty() else ["--quiet"]
-    install += ["-e", ".[test]"]
     for name in files:
-        if name.startswith("constraints"):
-            install += ["-c", name]
-        elif name.startswith("requirements-"):
-            install += ["-r", name]
+        install += ["-c" if name.startswith("constraints") else "-r", name]
     if subprocess.call(install):
         stop(
             "pip could not install everything (see above). If it reached no package "

@@ -205,6 +205,7 @@ def test_the_model_runs_as_before():
         assert torch.equal(before, after), case
 
 
+@pytest.mark.upstream
 def test_torchinfo_alone_errs_where_summarize_does_not():
     """Were torchinfo mended one day, this says that summarize may become simpler."""
     totals = [
