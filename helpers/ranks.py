@@ -135,19 +135,21 @@ class OnRank(Exception):
 def start_ranks(n: int, *, timeout_s: float = 20) -> ipp.DirectView:
     """Start n processes joined in one process group; `%%px` runs a cell on all of them.
 
-    On each, a cell finds `rank`, `world_size`, `device`, `torch` and `dist`. With a GPU
-    for each rank they use it, connected by NCCL; else the CPU and Gloo. They end with
-    the kernel. Called again it repairs what is broken: ranks that answer keep what
-    cells defined and meet in a new group (what was built on the old one, like a DDP
-    model, has to be built again); ranks that do not are ended and started anew.
+    A cell finds `rank`, `world_size`, `device`, `torch` and `dist` there. With a GPU
+    for each rank, the ranks use GPUs and NCCL; otherwise the CPU and Gloo. They end
+    with the kernel.
+
+    Call it again to repair the ranks. Ranks that still answer keep what your cells
+    defined and meet in a new process group; what was built on the old group, such as a
+    DDP model, has to be built again. If one does not answer, all are started again.
 
     Args:
         timeout_s: seconds until a collective that some rank never joins is an error.
             After that error the group is of no use: call `start_ranks` again.
 
     Returns:
-        `ranks`: `ranks["loss"]` is a list of each rank's `loss`, by rank;
-        `ranks["x"] = 3` sets `x` on all.
+        A view of all ranks: `ranks["loss"]` is a list of each rank's `loss`, and
+        `ranks["lr"] = 0.1` sets `lr` on each.
 
     Raises:
         RuntimeError: they did not start; the message holds the end of their log.
@@ -174,15 +176,16 @@ def run_on_ranks(
 ) -> list[Any]:
     """Call `function(rank, world_size)` on n ranks, for exercises.
 
-    It uses the ranks of `start_ranks`, if these are n, and starts some if not. The
-    function may stand in a notebook's cell, and use what the notebook defines; not what
-    `%%px` cells define. What it prints is not shown. Random states stay as they are.
+    The ranks of `start_ranks(n)` are used; if there are none, they are started. If
+    there are more or fewer, these end first. The function can stand in a notebook's
+    cell and use what the notebook defines, but not what `%%px` cells define. What it
+    prints is not shown. The states of random numbers do not change.
 
     Args:
-        timeout_s: as in `start_ranks`, where none are running yet.
+        timeout_s: as in `start_ranks`, used only if the ranks are started here.
 
     Returns:
-        What it returned, by rank.
+        What the function returned on each rank, in the order of the ranks.
 
     Raises:
         Exception: what the function raised, on the rank where that came first. The

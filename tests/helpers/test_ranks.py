@@ -1,6 +1,8 @@
 """`start_ranks`, in a real kernel, and `run_on_ranks`; each start costs about 10 s."""
 
 import re
+import runpy
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -197,3 +199,9 @@ def test_ranks_that_do_not_start_say_what_to_do(monkeypatch, started):
     with pytest.raises(RuntimeError, match="restart this kernel"):
         start_ranks(3)
     assert_gone([p for p in psutil.Process().children() if p not in before])
+
+
+def test_without_ipyparallel_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipyparallel", None)
+    with pytest.raises(ImportError, match="%pip install ipyparallel"):
+        runpy.run_path(str(COURSE / "helpers" / "ranks.py"))
