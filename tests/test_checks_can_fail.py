@@ -23,13 +23,6 @@ from tools.notebooks import METADATA, clean
 PYTEST, CHECK = ["-m", "pytest"], ["-m", "tools.notebooks", "check"]
 
 
-def test_these_are_the_commands_of_make_test():
-    makefile = (ROOT / "Makefile").read_text("utf-8")
-    recipe = makefile.split("\ntest: .venv/.complete")[1].split("\n\n")[0]
-    assert " ".join(PYTEST) in recipe
-    assert " ".join(CHECK) in recipe
-
-
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """A small lesson as its author leaves it: executed, and cleaned."""

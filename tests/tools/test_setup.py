@@ -191,16 +191,3 @@ def test_too_little_disk(setup, tmp_path, monkeypatch):
     disk = namedtuple("disk", "free")(1.25e9)
     monkeypatch.setattr(setup.shutil, "disk_usage", lambda _: disk)
     stops(setup, tmp_path, r"1\.2 GB are free in .* GB are needed")
-
-
-def test_make_help_lists_every_command():
-    makefile = (ROOT / "Makefile").read_text("utf-8")
-    (phony,) = [line for line in makefile.splitlines() if line.startswith(".PHONY:")]
-    # What a make around this one hands down would be printed too.
-    plain = {name: value for name, value in os.environ.items() if "MAKE" not in name}
-    for command in (["make"], ["make", "help"]):
-        shown = subprocess.run(
-            command, cwd=ROOT, env=plain, capture_output=True, text=True, check=True
-        ).stdout
-        listed = [line.split()[1] for line in shown.splitlines() if "make" in line]
-        assert sorted(listed) == sorted(phony.split()[1:])
