@@ -33,55 +33,55 @@ BUILD = ROOT / "build"
 CELL_TIMEOUT_S = 600
 
 
-class Client(NotebookClient):
-    """Runs a lesson where it stands, moves the bar on, and knows the cell it is at."""
+def run(notebook: NotebookNode, file: Path, bar: tqdm) -> str:
+    """Execute the notebook where its file stands; the bar moves on with each cell.
 
-    def __init__(self, notebook: NotebookNode, file: Path, bar: tqdm) -> None:
-        super().__init__(
-            notebook,
-            kernel_name="python3",
-            timeout=CELL_TIMEOUT_S,
-            resources={"metadata": {"path": str(file.parent)}},
-            # The kernel's own log: an error in a cell does not come this way.
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
-            on_notebook_start=self._take_ctrl_c,
-            on_cell_execute=self._begin,
-            on_cell_executed=lambda **_: bar.update(),
-        )
-        self.lesson, self.bar = lesson_name(file), bar
-        self.cell_id, self.interrupted = "(kernel start)", False
+    Returns:
+        "", or the cell and its error: "cell load-strict: ValueError: no".
 
-    def _take_ctrl_c(self, **_: Any) -> None:
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the kernel has been stopped.
+    """
+    cell_id, interrupted = "(kernel start)", False
+
+    def take_ctrl_c(**_: Any) -> None:
         """nbclient's own handler would make of Ctrl-C one more lesson that failed."""
         task = asyncio.current_task()
 
         def interrupt() -> None:
-            self.interrupted = True
+            nonlocal interrupted
+            interrupted = True
             task.cancel()  # and nbclient stops the kernel on the way out
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupt)
 
-    def _begin(self, cell: NotebookNode, cell_index: int) -> None:
-        self.cell_id = cell.get("id", f"number {cell_index + 1}")
-        self.bar.set_description(f"{self.lesson}: {self.cell_id}")
+    def begin(cell: NotebookNode, cell_index: int) -> None:
+        nonlocal cell_id
+        cell_id = cell.get("id", f"number {cell_index + 1}")
+        bar.set_description(f"{lesson_name(file)}: {cell_id}")
 
-    def failure(self) -> str:
-        """Execute; "", or the cell and its error: "cell load-strict: ValueError: no".
-
-        Raises:
-            KeyboardInterrupt: Ctrl-C; the kernel has been stopped.
-        """
-        try:
-            self.execute()
-            return ""
-        except CellExecutionError as error:
-            what = f"{error.ename}: {error.evalue}"
-        except (Exception, asyncio.CancelledError) as error:
-            # A cell's time is up; the kernel died, or won't start; Ctrl-C
-            if self.interrupted or isinstance(error, asyncio.CancelledError):
-                raise KeyboardInterrupt from None
-            what = f"{type(error).__name__}: {error}"
-        return f"cell {self.cell_id}: {what.strip().splitlines()[-1]}"
+    client = NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=CELL_TIMEOUT_S,
+        resources={"metadata": {"path": str(file.parent)}},
+        # The kernel's own log: an error in a cell does not come this way.
+        extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        on_notebook_start=take_ctrl_c,
+        on_cell_execute=begin,
+        on_cell_executed=lambda **_: bar.update(),
+    )
+    try:
+        client.execute()
+        return ""
+    except CellExecutionError as error:
+        what = f"{error.ename}: {error.evalue}"
+    except (Exception, asyncio.CancelledError) as error:
+        # A cell's time is up; the kernel died, or won't start; Ctrl-C
+        if interrupted:
+            raise KeyboardInterrupt from None
+        what = f"{type(error).__name__}: {error}"
+    return f"cell {cell_id}: {what.strip().splitlines()[-1]}"
 
 
 def write_page(notebook: NotebookNode, lesson: str, build: Path) -> None:
@@ -117,7 +117,7 @@ def run_all(files: Sequence[Path], build: Path) -> pd.DataFrame:
         done = 0
         for file, notebook in notebooks.items():
             lesson, start = lesson_name(file), time.perf_counter()
-            failure = Client(notebook, file, bar).failure()
+            failure = run(notebook, file, bar)
             seconds = time.perf_counter() - start
             result = "failed" if failure else "ok"
             rows.append((lesson, result, round(seconds, 1), failure))
