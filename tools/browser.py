@@ -12,6 +12,7 @@ is 1 if a lesson failed. Chromium is $CHROMIUM, or the first on the PATH.
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,16 @@ def copy_course(folder: Path) -> None:
         file.write_text(notebook_text(notebook), "utf-8")
 
 
+def listens(about: Path) -> bool:
+    """Whether the server has written this file about itself and can be reached."""
+    try:
+        port = json.loads(about.read_text())["port"]
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    except (OSError, ValueError):  # no file; half of one; nobody there yet
+        return False
+
+
 @contextmanager
 def jupyterlab(course: Path, home: Path) -> Iterator[tuple[str, str]]:
     """A JupyterLab on `course`, with settings of its own in `home`.
@@ -97,9 +108,9 @@ def jupyterlab(course: Path, home: Path) -> Iterator[tuple[str, str]]:
             command, env=os.environ | environment, stdout=out, stderr=out
         )
     try:
-        about = home / "runtime" / f"jpserver-{server.pid}.json"  # when it is ready
+        about = home / "runtime" / f"jpserver-{server.pid}.json"
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not (about.exists() and about.read_text().endswith("}")):
+        while not listens(about):
             if server.poll() is not None or time.monotonic() > deadline:
                 sys.exit(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.2)
