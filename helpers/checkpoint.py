@@ -263,6 +263,8 @@ def _epoch(file: Path) -> int:
 
 def _path(path: str | Path) -> Path:
     """The path; refused on an unmounted Drive, where files vanish with the session."""
-    if Path(path).resolve().is_relative_to(DRIVE.resolve()) and not DRIVE.is_mount():
+    if Path(path).resolve().is_relative_to(DRIVE.resolve()) and not os.path.ismount(
+        DRIVE
+    ):
         raise CheckpointError(f"{path}: Drive is not mounted at {DRIVE}: mount it")
     return Path(path)
