@@ -74,8 +74,8 @@ def _mount(folder: Path) -> None:
         from google.colab import drive
 
         print(
-            f"Checkpoints go to your Google Drive, into {folder}. Colab asks for access "
-            "to all of your Drive; the course reads and writes that folder alone."
+            f"Checkpoints go to your Google Drive, into {folder}. Colab asks for "
+            "access to all of your Drive; the course uses that folder alone."
         )
         drive.mount(str(DRIVE))
         if not os.path.ismount(DRIVE):
@@ -83,7 +83,7 @@ def _mount(folder: Path) -> None:
     except Exception as error:
         raise StorageError(
             f"Google Drive was not mounted: {error!r}. Run this cell again, on Colab "
-            f"(files in {DRIVE} must be moved away first). To go on without Drive, name "
-            "another folder; Colab deletes it when the session ends:\n"
+            f"(files in {DRIVE} must be moved away first). To go on without Drive, "
+            "name another folder; Colab deletes it when the session ends:\n"
             f'    import os; os.environ["{VARIABLE}"] = "/content/checkpoints"'
         ) from error
