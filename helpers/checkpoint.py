@@ -95,10 +95,10 @@ def save_checkpoint(
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, PermissionError) or not isinstance(error, Exception):
-            raise
-        # Where a write fails, torch.save raises an error of its own over the system's
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        # Whatever stops torch.save, it raises a RuntimeError of its own over it
+        cause = (type(error) is RuntimeError and error.__context__) or error
+        if isinstance(cause, PermissionError) or not isinstance(cause, Exception):
+            raise cause from None
         raise CheckpointError(
             f"epoch {epoch} was not saved, earlier ones are intact. {free_mib:.1f} MiB "
             f"were free. Save plain values: float(x), x.tolist(), str(path). {cause}"
@@ -166,19 +166,19 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints in `folder` by their names, oldest epoch first; else []."""
-    files = sorted(_path(folder).iterdir()) if Path(folder).exists() else []
+    files = sorted(Path(folder).iterdir()) if _path(folder).exists() else []
     return sorted((f for f in files if _NAME.fullmatch(f.name)), key=_epoch)
 
 
 def _load(file: Path, crc: bool = True, mmap: bool = False) -> dict[str, Any]:
     """The file's content, verified. With `mmap` the tensors' bytes are not loaded."""
     try:
-        with file.open("rb") as stream:
-            if crc and (record := zipfile.ZipFile(stream).testzip()):
-                raise ValueError(f"the CRC-32 of {record} is wrong or was switched off")
-            stream.seek(0)
-            source = file if mmap else stream
-            content = torch.load(source, "cpu", weights_only=True, mmap=mmap)
+        with zipfile.ZipFile(file) as archive:
+            # Of a record with this flag torch.load reads nothing, and no CRC covers it
+            flags = [info.filename for info in archive.infolist() if info.external_attr]
+            if crc and (record := archive.testzip() or flags):
+                raise ValueError(f"bits of {record} have changed, or CRC-32 was off")
+        content = torch.load(file, "cpu", weights_only=True, mmap=mmap)
         if content["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format version {content['format_version']} is unknown")
         if _NAME.fullmatch(file.name) and _epoch(file) != content["epoch"]:
