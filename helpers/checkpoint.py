@@ -89,7 +89,7 @@ def save_checkpoint(
             torch.save(content, stream)
             stream.flush()
             synced = beside.submit(os.fsync, stream.fileno())
-            _load(temporary, mmap=True)  # verifies, while the disk is busy
+            _read(temporary, mmap=True)  # verifies, while the disk is busy
             synced.result()
         temporary.replace(saved)
     except BaseException as error:
@@ -132,9 +132,9 @@ def load_checkpoint(
     """
     path = _path(file_or_folder)
     if not path.is_dir():
-        content = _load(path)
+        content = _read(path)
     elif files := list_checkpoints(path):
-        path, content = next(_good(files, mmap=False), None) or (path, _load(files[-1]))
+        path, content = next(_good(files, mmap=False), None) or (path, _read(files[-1]))
     else:
         raise FileNotFoundError(f"{path} has no checkpoint")
     parts = (_unwrap(model), optimizer, scheduler, generator)
@@ -161,7 +161,7 @@ def load_checkpoint(
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:
     """Everything in the file, verified, on the CPU. Raises as `load_checkpoint`."""
-    return _load(_path(file))
+    return _read(_path(file))
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
@@ -170,7 +170,7 @@ def list_checkpoints(folder: str | Path) -> list[Path]:
     return sorted((f for f in files if _NAME.fullmatch(f.name)), key=_epoch)
 
 
-def _load(file: Path, crc: bool = True, mmap: bool = False) -> dict[str, Any]:
+def _read(file: Path, crc: bool = True, mmap: bool = False) -> dict[str, Any]:
     """The file's content, verified. With `mmap` the tensors' bytes are not loaded."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -195,7 +195,7 @@ def _good(files: list[Path], known: Any = None, mmap: bool = True) -> Iterator[t
     """The good files and their content, newest first; it warns of the others."""
     for file in reversed(files):
         try:
-            yield file, _load(file, crc=file != known, mmap=mmap)
+            yield file, _read(file, crc=file != known, mmap=mmap)
         except (CheckpointError, OSError) as error:
             warnings.warn(f"{file.name} is passed over: {error}", stacklevel=3)
 

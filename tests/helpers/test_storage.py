@@ -95,25 +95,16 @@ def test_a_folder_of_the_course():
     assert not on_colab()
 
 
-@pytest.mark.parametrize("name", ["a/b", "with space/Übung", "here"])
+@pytest.mark.parametrize("name", ["with space/Übung", "here", "~/models", ""])
 def test_the_variable_names_another_folder(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(
-        "COURSE_CHECKPOINTS", name if name == "here" else f"{tmp_path}/{name}"
-    )
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COURSE_CHECKPOINTS", name)
     folder = checkpoint_dir(LESSON)
     monkeypatch.chdir("/")  # a lesson that changes its folder still finds its files
-    assert folder == tmp_path / name / LESSON
+    expected = tmp_path / name.replace("~", "home")
+    assert folder == (expected if name else storage.COURSE / "checkpoints") / LESSON
     assert folder.is_dir()
-    assert not storage.COURSE.exists()
-
-
-def test_the_variable_may_begin_with_the_home_folder_or_be_empty(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("COURSE_CHECKPOINTS", "~/models")
-    assert checkpoint_dir(LESSON) == tmp_path / "home" / "models" / LESSON
-    monkeypatch.setenv("COURSE_CHECKPOINTS", "")
-    assert checkpoint_dir(LESSON) == storage.COURSE / "checkpoints" / LESSON
 
 
 @pytest.mark.parametrize(
@@ -216,19 +207,14 @@ def test_a_mount_that_fails(drive, case, monkeypatch, tmp_path):
     assert checkpoint_dir(LESSON).is_relative_to(drive.point)
 
 
-def test_a_mount_that_mounts_nothing(drive):
+@pytest.mark.parametrize("full", [False, True], ids=["nothing", "a full folder"])
+def test_a_mount_that_mounts_nothing(drive, full):
     drive.lies = True
-    with pytest.raises(StorageError, match="not mounted"):
+    if full:
+        (drive.point / "mine").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"not mounted.* moved away first"):
         checkpoint_dir(LESSON)
-    assert not drive.point.exists()
-
-
-def test_a_mount_point_that_is_not_empty(drive):
-    drive.point.mkdir()
-    (drive.point / "notes.txt").write_text("mine")
-    with pytest.raises(StorageError, match="moved away first"):
-        checkpoint_dir(LESSON)
-    assert [*drive.point.rglob("*")] == [drive.point / "notes.txt"]
+    assert [*drive.point.rglob("*")] == [drive.point / "mine"] * full
 
 
 def test_a_stopped_cell_is_not_a_storage_error(drive):
@@ -238,11 +224,12 @@ def test_a_stopped_cell_is_not_a_storage_error(drive):
     assert not drive.point.exists()
 
 
-def test_a_colab_without_its_package(drive, monkeypatch):
+def test_drive_without_its_package(drive, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", None)
     for call in (flush_drive, lambda: checkpoint_dir(LESSON)):
         with pytest.raises(StorageError):
             call()
+    assert not drive.point.exists()
 
 
 @pytest.mark.parametrize("way", range(4))
@@ -264,13 +251,6 @@ def test_the_variable_names_a_folder_in_drive(drive, monkeypatch, tmp_path, way,
     else:
         folder = checkpoint_dir(LESSON)
         assert folder.samefile(drive.point / "MyDrive" / "mine" / LESSON)
-
-
-def test_the_variable_names_drive_where_there_is_none(monkeypatch):
-    monkeypatch.setenv("COURSE_CHECKPOINTS", str(storage.DRIVE / "MyDrive"))
-    with pytest.raises(StorageError, match="not mounted"):
-        checkpoint_dir(LESSON)
-    assert not storage.DRIVE.exists()
 
 
 def test_a_flush_that_fails(drive):
