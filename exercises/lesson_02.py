@@ -686,7 +686,7 @@ def _check_mean(mean: State, a: State, b: State) -> None:
                 raise Wrong(
                     f"{key} is a count of batches, {a[key].item()} in a and "
                     f"{b[key].item()} in b. Expected the larger of the two as int64, "
-                    f"got {value.item()} as {value.dtype}. Section 3."
+                    f"got {value.item()} as {value.dtype}. Section 2."
                 )
         elif not torch.allclose(value, (a[key] + b[key]) / 2):
             kind = "A buffer" if "running" in key else "A parameter"
