@@ -237,6 +237,14 @@ def _without(state: State, key: str) -> State:
     return {k: v for k, v in state.items() if k != key}
 
 
+class _Counted(SmallCNN):
+    loads = 0
+
+    def load_state_dict(self, *args, **kwargs):
+        self.loads += 1
+        return super().load_state_dict(*args, **kwargs)
+
+
 def _check_safe_load(safe_load: Callable[[nn.Module, State], None]) -> None:
     model, good = SmallCNN(), copy.deepcopy(SmallCNN().state_dict())
     objects = list(model.parameters())
@@ -258,7 +266,7 @@ def _check_safe_load(safe_load: Callable[[nn.Module, State], None]) -> None:
         "with a key that the model lacks": _with_new_key(other),
     }
     for case, state in cases.items():
-        model = SmallCNN()
+        model = _Counted()
         before, raised = copy.deepcopy(model.state_dict()), False
         try:
             safe_load(model, state)
@@ -272,8 +280,14 @@ def _check_safe_load(safe_load: Callable[[nn.Module, State], None]) -> None:
             )
             raise Wrong(
                 f"After a failed load of a state {case}, {first} has changed. "
-                "load_state_dict copies what fits before it raises (section 4), and a "
-                "backup helps only if it is a real copy (section 3)."
+                + (
+                    "You loaded a backup, but by then it held the new values, too: it "
+                    "shares its memory with the model. Take a real copy. Section 3."
+                    if model.loads > 1
+                    else "load_state_dict copies what fits before it raises: find "
+                    "every misfit before, or load a backup into this model "
+                    "(`model = backup` only changes a local name). Section 4."
+                )
             )
         if not raised:
             raise Wrong(
@@ -325,6 +339,15 @@ def _filtered(model, state):
         model.load_state_dict(fits)
 
 
+def _rebound(model, state):
+    backup = copy.deepcopy(model)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        model = backup
+        raise
+
+
 def _only_a_copy(model, state):
     copy.deepcopy(model).load_state_dict(state)
 
@@ -356,10 +379,14 @@ def safe_load(model, state):
 # or, with no backup: copy.deepcopy(model).load_state_dict(state) first
 """,
     wrong_answers=[
-        (_restore_with(dict), "only if it is a real copy"),
-        (_restore_with(lambda s: s.copy()), "only if it is a real copy"),
-        (_restore_with(lambda s: {k: v.cpu() for k, v in s.items()}), "a real copy"),
+        (_restore_with(dict), "shares its memory"),
+        (_restore_with(lambda s: s.copy()), "shares its memory"),
+        (
+            _restore_with(lambda s: {k: v.cpu() for k, v in s.items()}),
+            "Take a real copy",
+        ),
         (lambda model, state: model.load_state_dict(state), "copies what fits before"),
+        (_rebound, "only changes a local name"),
         (_restore_with(copy.deepcopy, again=False), "raised no error"),
         (_only_shapes, "without head.bias"),
         (_only_keys, "with a head for 5 classes"),
@@ -543,6 +570,11 @@ def _check_refusals(load_backbone: Callable[[nn.Module, State], None]) -> None:
     for case, (bad, key) in cases.items():
         try:
             load_backbone(SmallCNN(10), bad)
+        except AssertionError as error:
+            raise Wrong(
+                f"A state {case} is refused by an assertion. `python -O` leaves "
+                "assertions out, so raise a ValueError, as the task says."
+            ) from error
         except (RuntimeError, ValueError) as error:
             if key not in str(error):
                 raise Wrong(
@@ -605,6 +637,12 @@ def _only_missing(model, state):
         raise ValueError(missing)
 
 
+def _asserted(model, state):
+    result = model.load_state_dict(_backbone_of(state), strict=False)
+    assert all(key.startswith("head.") for key in result.missing_keys)
+    assert not result.unexpected_keys
+
+
 def _nameless(model, state):
     result = model.load_state_dict(_backbone_of(state), strict=False)
     if len(result.missing_keys) > 2 or result.unexpected_keys:
@@ -648,6 +686,7 @@ load_backbone = Exercise(
         (_only_parameters, "buffers included"),
         (_only_missing, "an unexpected key layer4.0.weight was accepted"),
         (_nameless, "does not name"),
+        (_asserted, "is refused by an assertion"),
     ],
 )
 
