@@ -700,11 +700,12 @@ def _file_for_use(path: Path, names: list[str], count: int) -> torch.Tensor:
     that it is certain of that, given the right mode and the right preprocessing.
     """
     model, mean, std = _seeded(len(names), len(names)), 0.3, 0.25
-    images = torch.rand(count, 3, 32, 32)
+    images = torch.rand(count, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     with torch.no_grad():
         features = model.features((images - mean) / std)
         wanted = nn.functional.one_hot(torch.arange(count) % len(names), len(names))
-        model.head.weight.copy_(torch.linalg.lstsq(features, wanted.float()).solution.T)
+        weight = (torch.linalg.pinv(features) @ wanted.float()).T
+        model.head.weight.copy_(weight)
         model.head.bias.zero_()
     saved = {"num_classes": len(names), "class_names": names, "mean": mean, "std": std}
     write_file_from_gpu({**saved, "model_state_dict": model.state_dict()}, path)
