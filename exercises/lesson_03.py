@@ -71,19 +71,18 @@ def write_file_from_gpu(obj: Any, path: str | os.PathLike) -> None:
 QUIZZES = {
     "forgotten_eval": [
         {
-            "question": "The model has seen every image one by one in training and "
-            "answers about 97 % of new ones correctly. You load it, forget eval(), and "
-            "send it images in pairs. What do you get?",
+            "question": "Your trained model names nearly all new images correctly. You "
+            "load it, forget eval(), and send it two images at a time. What happens?",
             "type": "multiple_choice",
             "answers": [
                 {
-                    "answer": "the same answers: the weights are the same",
+                    "answer": "nothing: the weights are the same",
                     "correct": False,
                     "feedback": "The weights are. But in training mode dropout and "
                     "BatchNorm compute something else from them.",
                 },
                 {
-                    "answer": "a few answers change, because of dropout",
+                    "answer": "a few answers are wrong, because of dropout",
                     "correct": False,
                     "feedback": "Dropout costs little here. Another layer replaces "
                     "what it has learned by what it finds in your batch.",
@@ -95,7 +94,7 @@ QUIZZES = {
                     "BatchNorm1d raise an error; a pair does not.",
                 },
                 {
-                    "answer": "no error, and a large part of the answers is wrong",
+                    "answer": "there is no error, and many answers are wrong",
                     "correct": True,
                     "feedback": "Yes. BatchNorm normalises each pair by its own mean "
                     "and variance, and two images are a bad sample.",
