@@ -246,22 +246,15 @@ def _size_hint(linear: nn.Linear) -> str:
 
 def _start_make_net():
     """For grey images of 28 x 28 pixels, with ten classes."""
-    return nn.Sequential(
-        nn.Conv2d(1, 8, kernel_size=5, stride=2),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(8 * 7 * 7, 10),
-    )
+    conv = nn.Conv2d(1, 8, kernel_size=5, stride=2)
+    return nn.Sequential(conv, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 7 * 7, 10))
 
 
 def _make_net():
     """For grey images of 28 x 28 pixels, with ten classes."""
-    return nn.Sequential(
-        nn.Conv2d(1, 8, kernel_size=5, stride=2),  # (28 - 5) // 2 + 1 = 12
-        nn.MaxPool2d(2),  # (12 - 2) // 2 + 1 = 6
-        nn.Flatten(),
-        nn.Linear(8 * 6 * 6, 10),
-    )
+    conv = nn.Conv2d(1, 8, kernel_size=5, stride=2)  # (28 - 5) // 2 + 1 = 12
+    # MaxPool2d: (12 - 2) // 2 + 1 = 6
+    return nn.Sequential(conv, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 6 * 6, 10))
 
 
 def _net_with(linear, conv=None, *more):
