@@ -526,7 +526,9 @@ def _check_mini_summary(mini_summary):
             why = "Take the full name, `body.1.0`: model.named_modules() gives it."
         else:
             why = "model.named_modules() gives all modules with their names."
-        raise Wrong(f"The names should be {expected}; yours are {names}. {why}")
+        raise Wrong(
+            f"The names should be {expected}; yours are {names}. {why} Sections 1 and 3."
+        )
     for found, wanted in zip(rows, NESTED_ROWS, strict=True):
         if found == wanted:
             continue
@@ -541,7 +543,7 @@ def _check_mini_summary(mini_summary):
             )
         else:
             why = "A layer's parameters are its weight and its bias."
-        raise Wrong(f"Expected the row {wanted}, found {found}. {why}")
+        raise Wrong(f"Expected the row {wanted}, found {found}. {why} Section 4.")
 
 
 def _start_mini_summary(model, x):
@@ -683,7 +685,9 @@ def _check_count_parameters(count_parameters):
         why = "Some parameters have requires_grad=False: training leaves them alone."
     else:
         why = "Each parameter has its own requires_grad: a frozen weight's bias learns."
-    raise Wrong(f"Expected (total, trainable) {expected}, found {answer}. {why}")
+    raise Wrong(
+        f"Expected (total, trainable) {expected}, found {answer}. {why} Section 2."
+    )
 
 
 def _start_count_parameters(model):
