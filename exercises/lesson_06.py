@@ -48,6 +48,12 @@ QUIZZES = {
             ("2 on rank 0, and 1 on rank 1", False, "It is a copy, not an exchange."),
         ),
         _choice(
+            "Rank 0 has xs = [5, 7] and both call scatter(x, xs, src=0). What is x?",
+            ("[5, 7] on both", False, "Every rank receives one element, not the list."),
+            ("5 on rank 0, 7 on rank 1", True, "Yes: element r goes to rank r."),
+            ("12 on both", False, "Nothing is added up: that would be all_reduce."),
+        ),
+        _choice(
             "Only rank 0 calls broadcast(x, src=0). Rank 1 does not. What happens?",
             ("Rank 1's x is replaced all the same", False, "No rank can write into "
              "another's memory: rank 1 has to receive, by the same call."),
