@@ -55,38 +55,75 @@ QUIZZES = {
         ),
         _choice(
             "Only rank 0 calls broadcast(x, src=0). Rank 1 does not. What happens?",
-            ("Rank 1's x is replaced all the same", False, "No rank can write into "
-             "another's memory: rank 1 has to receive, by the same call."),
-            ("Rank 0 or a later collective waits, until a time-out", True, "Yes: a "
-             "collective is complete when all ranks have called it."),
-            ("An error, at once", False, "Nobody knows that rank 1 will never call it. "
-             "It might only be late."),
+            (
+                "Rank 1's x is replaced all the same",
+                False,
+                "No rank can write into "
+                "another's memory: rank 1 has to receive, by the same call.",
+            ),
+            (
+                "Rank 0 or a later collective waits, until a time-out",
+                True,
+                "Yes: a collective is complete when all ranks have called it.",
+            ),
+            (
+                "An error, at once",
+                False,
+                "Nobody knows that rank 1 will never call it. It might only be late.",
+            ),
         ),
     ],
     "made_different": [
         _choice(
             "We add 1 to a weight on rank 1 and train on. What becomes of the "
             "difference?",
-            ("It is gone after one step", False, "That would need an average of the "
-             "parameters. DDP exchanges gradients."),
-            ("It shrinks, step by step", False, "Both ranks apply the same averaged "
-             "gradient, so both weights move by the same amount."),
-            ("It stays 1", True, "Yes: equal gradients move both by the same amount, "
-             "and nobody compares the parameters."),
-            ("DDP raises an error", False, "It compares parameters' shapes when it wraps "
-             "the model, and never their values afterwards."),
+            (
+                "It is gone after one step",
+                False,
+                "That would need an average of the "
+                "parameters. DDP exchanges gradients.",
+            ),
+            (
+                "It shrinks, step by step",
+                False,
+                "Both ranks apply the same averaged "
+                "gradient, so both weights move by the same amount.",
+            ),
+            (
+                "It stays 1",
+                True,
+                "Yes: equal gradients move both by the same amount, "
+                "and nobody compares the parameters.",
+            ),
+            (
+                "DDP raises an error",
+                False,
+                "It compares parameters' shapes when it wraps "
+                "the model, and never their values afterwards.",
+            ),
         ),
     ],
     "adam": [
         _choice(
             "You train with Adam, and your loss is a sum under DDP. What changes, "
             "against one process?",
-            ("The learning rate is halved, in effect", False, "That holds for SGD, whose "
-             "step is proportional to the gradient. Adam divides by its size."),
-            ("Hardly anything", True, "Yes: Adam divides the gradient by a running "
-             "average of its own size, and the factor of two cancels."),
-            ("Training diverges", False, "The gradient is only smaller, by the number of "
-             "ranks."),
+            (
+                "The learning rate is halved, in effect",
+                False,
+                "That holds for SGD, whose "
+                "step is proportional to the gradient. Adam divides by its size.",
+            ),
+            (
+                "Hardly anything",
+                True,
+                "Yes: Adam divides the gradient by a running "
+                "average of its own size, and the factor of two cancels.",
+            ),
+            (
+                "Training diverges",
+                False,
+                "The gradient is only smaller, by the number of ranks.",
+            ),
         ),
     ],
 }
@@ -221,14 +258,14 @@ mean_loss = Exercise(
         "all_reduce and the division belong before the `if`; printing stays inside.",
     ],
     solution=_mean_loss_solution,
-    text='''
+    text="""
 def mean_loss(loss):
     dist.all_reduce(loss)  # on every rank
     loss = loss / dist.get_world_size()
     if dist.get_rank() == 0:
         print(f"loss {loss.item():.3f}")
     return loss
-''',
+""",
     wrong_answers=[
         (_mean_loss_reduce_waits, "not every rank calls it"),
         (_mean_loss_to_rank_0, "reduce has one receiver"),
@@ -261,8 +298,7 @@ def _check_save(save):
             raise Wrong(
                 "Every rank writes the file: two processes write to one place at the "
                 "same time, and the file may be damaged. Only rank 0 should. Section 6."
-                if written
-                == [0, 1]
+                if written == [0, 1]
                 else f"Rank 0 should write the file, and it is written by {written}."
             )
         saved = torch.load(Path(folder, "own_0.pt"), weights_only=True)
