@@ -2,8 +2,8 @@
 
 To use it in your own project, copy this file. The method is that of databases: write
 beside the target, fsync, verify, rename (atomic, see `os.replace`), delete older files
-last. To verify takes two steps: `ZipFile.testzip` for flipped bits, since `torch.load`
-checks no CRC (github.com/pytorch/pytorch/issues/126952), and a weights-only load.
+last. `torch.load` checks no CRC (github.com/pytorch/pytorch/issues/126952), so that to
+verify takes `ZipFile.testzip` for flipped bits, and a load for missing records.
 """
 
 import copy
@@ -25,6 +25,7 @@ from torch import cuda, nn
 
 FORMAT_VERSION = 2
 DRIVE = Path("/content/drive")  # where Colab mounts Google Drive
+_seen: dict[tuple, float | None] = {}  # files that this process has verified
 _NAME = re.compile(r"checkpoint_model_(\d+)_[-+.a-z\d]+_[-+.a-z\d]+\.pt", re.ASCII)
 
 
@@ -57,12 +58,11 @@ def save_checkpoint(
         generator: the one that the training DataLoader was given.
         loss: its lowest value is "the best", so pass the validation loss.
         extra: plain values by name, such as a GradScaler's state_dict().
-        keep_last: keep so many epochs (2 or more; None: all) and the best. All are read
-            before any is deleted: only files that verify count, and damaged ones stay.
+        keep_last: keep so many epochs (2 or more; None: all) and the best. Only files
+            that verify count, and they are read if this process has not done so.
 
-    Raises ValueError or TypeError for an argument, OSError where the folder can't be
-    written to, and CheckpointError where it holds a later epoch or is on an unmounted
-    Drive, the disk fails, a value is not plain, or the new file does not verify.
+    Raises ValueError, OSError where the folder can't be written to, or CheckpointError:
+    a later epoch is there, Drive is not mounted, the disk fails, a value is not plain.
     """
     if (epoch := int(epoch)) < 0 or not (keep_last is None or keep_last > 1):
         raise ValueError(f"{epoch=} must be at least 0, and {keep_last=} 2 or None")
@@ -89,7 +89,7 @@ def save_checkpoint(
             torch.save(content, stream)
             stream.flush()
             synced = beside.submit(os.fsync, stream.fileno())
-            _read(temporary, mmap=True)  # verifies, while the disk is busy
+            _loss(temporary)  # verifies, while the disk is busy
             synced.result()
         temporary.replace(saved)
     except BaseException as error:
@@ -99,10 +99,8 @@ def save_checkpoint(
         cause = (type(error) is RuntimeError and error.__context__) or error
         if isinstance(cause, PermissionError) or not isinstance(cause, Exception):
             raise cause from None
-        raise CheckpointError(
-            f"epoch {epoch} was not saved, earlier ones are intact. {free_mib:.1f} MiB "
-            f"were free. Save plain values: float(x), x.tolist(), str(path). {cause}"
-        ) from error
+        words = f"{free_mib:.1f} MiB were free. Save plain values, as float(x). {cause}"
+        raise CheckpointError(f"epoch {epoch} was not saved. {words}") from error
     try:
         saved = saved.replace(file)
         _retain(saved, keep_last)
@@ -126,17 +124,15 @@ def load_checkpoint(
     epoch after the loaded one. The random states are restored last. From a folder the
     newest good file is loaded, after a warning that names each damaged one.
 
-    Returns "epoch", "loss", "acc" and "extra", as saved. Raises FileNotFoundError where
-    there is no file, and CheckpointError where the file is damaged (in a folder: all
-    are), unsafe to load, or does not fit what was passed.
+    Returns "epoch", "loss", "acc" and "extra", as saved. Raises FileNotFoundError, or
+    CheckpointError: all files are damaged or unsafe, or the file does not fit.
     """
     path = _path(file_or_folder)
-    if not path.is_dir():
-        content = _read(path)
-    elif files := list_checkpoints(path):
-        path, content = next(_good(files, mmap=False), None) or (path, _read(files[-1]))
-    else:
+    files = list_checkpoints(path) if path.is_dir() else [path]
+    if not files:
         raise FileNotFoundError(f"{path} has no checkpoint")
+    newest = next(_good(files, read_checkpoint), None) if path.is_dir() else None
+    path, content = newest or (files[-1], read_checkpoint(files[-1]))
     parts = (_unwrap(model), optimizer, scheduler, generator)
     access, before = _access(*parts), {}
     try:
@@ -159,24 +155,14 @@ def load_checkpoint(
         ) from error
 
 
-def read_checkpoint(file: str | Path) -> dict[str, Any]:
-    """Everything in the file, verified, on the CPU. Raises as `load_checkpoint`."""
-    return _read(_path(file))
-
-
-def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints in `folder` by their names, oldest epoch first; else []."""
-    files = sorted(Path(folder).iterdir()) if _path(folder).exists() else []
-    return sorted((f for f in files if _NAME.fullmatch(f.name)), key=_epoch)
-
-
-def _read(file: Path, crc: bool = True, mmap: bool = False) -> dict[str, Any]:
-    """The file's content, verified. With `mmap` the tensors' bytes are not loaded."""
+def read_checkpoint(file: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """The content, verified, on the CPU. Raises like a load; `mmap`: see torch.load."""
+    file = _path(file)
     try:
         with zipfile.ZipFile(file) as archive:
             # Of a record with this flag torch.load reads nothing, and no CRC covers it
             flags = [info.filename for info in archive.infolist() if info.external_attr]
-            if crc and (record := archive.testzip() or flags):
+            if record := archive.testzip() or flags:
                 raise ValueError(f"bits of {record} have changed, or CRC-32 was off")
         content = torch.load(file, "cpu", weights_only=True, mmap=mmap)
         if content["format_version"] != FORMAT_VERSION:
@@ -191,11 +177,25 @@ def _read(file: Path, crc: bool = True, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
-def _good(files: list[Path], known: Any = None, mmap: bool = True) -> Iterator[tuple]:
-    """The good files and their content, newest first; it warns of the others."""
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints in `folder` by their names, oldest epoch first; else []."""
+    files = sorted(Path(folder).iterdir()) if _path(folder).exists() else []
+    return sorted((f for f in files if _NAME.fullmatch(f.name)), key=_epoch)
+
+
+def _loss(file: Path) -> float | None:
+    """The loss in a file that verifies. An unchanged file is not read a second time."""
+    key = (at := file.stat()).st_dev, at.st_ino, at.st_size, at.st_mtime_ns
+    if key not in _seen:
+        _seen[key] = read_checkpoint(file, mmap=True)["loss"]
+    return _seen[key]
+
+
+def _good(files: list[Path], read: Any = _loss) -> Iterator[tuple[Path, Any]]:
+    """The good files and what `read` gives, newest first; it warns of the others."""
     for file in reversed(files):
         try:
-            yield file, _read(file, crc=file != known, mmap=mmap)
+            yield file, read(file)
         except (CheckpointError, OSError) as error:
             warnings.warn(f"{file.name} is passed over: {error}", stacklevel=3)
 
@@ -210,7 +210,7 @@ def _retain(new: Path, keep_last: int | None) -> None:
             if temporary.stat().st_mtime < new.stat().st_mtime - 3600:
                 temporary.unlink()
     if keep_last and len(files := list_checkpoints(new.parent)) > keep_last:
-        good = {file: content["loss"] for file, content in _good(files, known=new)}
+        good = dict(_good(files))
         finite = {f: x for f, x in good.items() if x is not None and np.isfinite(x)}
         keep = {*[*good][:keep_last], min(finite, key=finite.get, default=None)}
         for file in good.keys() - keep:

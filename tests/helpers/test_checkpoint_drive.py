@@ -152,6 +152,7 @@ def test_a_file_that_can_not_be_read_now_is_passed_over_and_kept(
     for epoch in (1, 2):
         save(tmp_path, epoch, keep_last=2)
     newest = list_checkpoints(tmp_path)[-1]
+    os.utime(newest)  # as if another process had saved it: it is to be read again
     unreachable = OSError(errno.EIO, os.strerror(errno.EIO))
     with failing(newest, lambda name, _: unreachable if name == "open" else None):
         with pytest.warns(UserWarning, match=f"{newest.name}.*Input/output error"):
