@@ -118,7 +118,7 @@ def options():
             photo.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (24, 16), (4 * number, 100, 100)).save(photo)
     dist.barrier()
-    argv = f"--data={FOLDER / 'photos'}", "--batch-size=8", "--epochs=1"
+    argv = f"--data={FOLDER / 'photos'}", "--batch-size=24", "--epochs=1"
     with mock.patch("PIL.Image.open", wraps=Image.open) as opened:
         yield "resnet", attempt("resnet", *argv, "--model=resnet18")
         yield "opened", opened.call_count

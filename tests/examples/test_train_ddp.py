@@ -81,7 +81,7 @@ def starts(said):
 
 
 def disturbed_alone(script, folder):
-    """One process, told to end in one epoch and killed in another."""
+    """One process, told to end, and resumed."""
     words = [sys.executable, script, *SHORT_STEPS, "--resume"]
     words += ["--folder", folder / "saved"]
     with Program(words, folder / "told") as told:
@@ -89,10 +89,6 @@ def disturbed_alone(script, folder):
         told.process.terminate()
         code, said = told.wait(), told.said()
     resumed_at = next_epoch(said)
-    with Program(words, folder / "killed") as killed:
-        killed.wait_for(f"epoch {resumed_at}:")
-        killed.process.kill()
-        killed.wait()
     with Program(words, folder / "last") as last:
         resumed = last.finish()
     return code, said, resumed_at, resumed, end(folder / "saved")
@@ -172,14 +168,14 @@ def test_what_a_run_prints(results, processes):
     assert float(said.split()[-1]) > 0.9, "it has learned"
 
 
-def test_one_process_told_to_end_and_killed_resumes_to_the_last_bit(results):
+def test_one_process_told_to_end_resumes_to_the_last_bit(results):
     code, said, resumed_at, resumed, last = results["disturbed_alone"].result()
     assert code == 128 + signal.SIGTERM
     header, start, *_ = said.splitlines()
     assert header == "processes: 1, gloo, cpu (GPUs: 0 for 1)"
     assert start == "starting from the beginning: no checkpoint", "in spite of --resume"
     assert said.endswith(f"SIGTERM: --resume will start at epoch {resumed_at}\n")
-    assert starts(resumed) > resumed_at
+    assert starts(resumed) == resumed_at
     undisturbed_said, undisturbed_last = undisturbed(results, 1)
     assert_same(last, undisturbed_last)
     assert resumed.splitlines()[-1] == undisturbed_said.splitlines()[-1]
@@ -316,7 +312,7 @@ def test_no_thread_of_gloo_is_left_that_could_abort_the_exit(results):
     assert with_bug, "where a traceback holds the group, this test does see them"
 
 
-@pytest.mark.skipif(not RUNS, reason="RUNS=20: eight processes' ends are seen above")
+@pytest.mark.skipif(not RUNS, reason="RUNS=20: six processes' good ends are seen above")
 def test_no_process_aborts_at_its_end(script, folder):
     words = [*torchrun(2), script, "--epochs=1", "--batch-size=500", "--folder"]
     for number in range(RUNS):
