@@ -527,7 +527,7 @@ def _check_mini_summary(mini_summary):
         else:
             why = "model.named_modules() gives all modules with their names."
         raise Wrong(
-            f"The names should be {expected}; yours are {names}. {why} Sections 1 and 3."
+            f"The names should be {expected}; yours are {names}. {why} Section 3."
         )
     for found, wanted in zip(rows, NESTED_ROWS, strict=True):
         if found == wanted:
