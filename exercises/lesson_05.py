@@ -817,29 +817,31 @@ def _check_one_run(keep_best, val, best):
         raise Wrong(
             f"The test data were used {len(tested)} times. What is chosen by the test "
             "data looks better on them than it is: choose by the validation loss, and "
-            "test once, at the end. Section 4."
+            "test once, at the end. Core lesson, section 6."
         )
     if epoch() == len(val) != best:
         raise Wrong(
             f"Epoch {best} had the lowest validation loss, but the model ends with the "
             "weights of the last epoch. Either they were not loaded, or what was kept "
-            "has changed with the model: state_dict() copies no tensor. Section 4."
+            "has changed with the model: state_dict() copies no tensor. Core lesson, "
+            "section 6."
         )
     if epoch() != best:
         raise Wrong(
             f"The validation losses are {val}, so epoch {best} is the best; the model "
             f"ends with the weights of epoch {epoch()}. A loss is better when it is "
-            "lower. Section 4."
+            "lower. Core lesson, section 6."
         )
     if not tested or tested[0] != best:
         raise Wrong(
             f"Test the weights that you kept, of epoch {best}; tested were those of "
-            f"epoch {tested[0] if tested else 'none'}. Load them first. Section 4."
+            f"epoch {tested[0] if tested else 'none'}. Load them first. "
+            "Core lesson, section 6."
         )
     if found != _TEST[best - 1]:
         raise Wrong(
             f"Return the test accuracy of the kept weights, {_TEST[best - 1]}; found "
-            f"{found}. Section 4."
+            f"{found}. Core lesson, section 6."
         )
 
 
