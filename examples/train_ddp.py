@@ -189,7 +189,7 @@ def main() -> None:
         code = train()
     except SystemExit as end:
         code = end.code
-    # While DDP's cycle holds the group, Gloo's threads may abort exit: pytorch#190489
+    # Gloo's threads may abort exit if DDP's cycle (torch 2.11) holds them: pytorch#190489
     gc.collect()
     dist.destroy_process_group()
     sys.exit(code)
