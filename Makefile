@@ -1,65 +1,77 @@
-# `make` lists the commands. Each one sets up what it needs first (tools/setup.py).
+# `make` lists the commands. Each one sets up what it needs first.
 PYTHON ?= python3
 PORT ?= 8888
-env := .venv
-bin := $(env)/bin
+bin := .venv/bin
+envs := .venv .venv-colab .venv-bench
 # Threads that wait for work spin briefly, then sleep. A step of the small network took
 # 490 ms on a busy machine with OpenMP's own long spin and 77 ms with this; on a quiet
 # one 13 ms with either, and 23 ms without any spin (OMP_WAIT_POLICY=PASSIVE).
 export GOMP_SPINCOUNT ?= 10000
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-colab setup-bench bench course lab test test-colab test-browser format address
+.PHONY: help course deeper lab test test-colab test-gpu test-browser bench format address
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
 	  awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-setup: ## the environment .venv, complete and up to date (the others do it first)
-	@$(PYTHON) tools/setup.py $(env) constraints.txt
-
-setup-colab: ## the same for .venv-colab, with the versions that Colab has
-	@$(PYTHON) tools/setup.py .venv-colab constraints-colab.txt
+# An environment is made, or brought up to date, when its stamp is missing or is older
+# than what it depends on. Its Python is gone when the system's Python was upgraded.
+.venv/.complete: constraints.txt
+.venv-colab/.complete: constraints-colab.txt
+.venv-bench/.complete: constraints.txt requirements-bench.txt
+$(envs:%=%/.complete): %/.complete: requirements.txt requirements-test.txt %/bin/python
+	@$(PYTHON) tools/setup.py $@ $(filter %.txt,$^)
+$(envs:%=%/bin/python): ;
 
 # What the lessons train is small: more threads gain little, and a core that others use
 # holds all of them up (lesson 05: 317 s with four threads on four cores, quiet 50 s).
-course: export OMP_NUM_THREADS ?= 2
-course: setup ## run every lesson; pages and executed notebooks go to build/
+course deeper: export OMP_NUM_THREADS ?= 2
+course: .venv/.complete ## run every core lesson, write pages to build/index.html
 	@$(bin)/python -m tools.course
 
-lab: setup ## open JupyterLab on the lessons (PORT=8888)
-	@$(bin)/jupyter lab --port $(PORT) --ServerApp.root_dir=. \
-	  --LabApp.default_url=/lab/tree/notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+deeper: .venv/.complete ## the same for the deeper lessons, which are optional
+	@$(bin)/python -m tools.course deeper
 
-# One thread each: the workers share the cores.
+# On the PATH: what `!` and the terminal start comes from this environment too.
+lab: .venv/.complete ## open JupyterLab on the lessons (PORT=8888)
+	@PATH="$(CURDIR)/$(bin):$$PATH" $(bin)/python -m jupyterlab --port $(PORT) \
+	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	  $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# One thread each: the workers share the cores. No test waits for half a gigabyte of
+# pretrained weights. The stored outputs are a CPU's.
 test test-colab: export OMP_NUM_THREADS = 1
-# No test waits for half a gigabyte of pretrained weights.
-test test-colab: export COURSE_OFFLINE = 1
-
-test: setup ## all checks: ruff, notebooks clean, helpers, every lesson's outputs
-	$(bin)/ruff check .
-	$(bin)/ruff format --check .
+test test-colab test-gpu: export COURSE_OFFLINE = 1
+test test-colab: export CUDA_VISIBLE_DEVICES =
+test: .venv/.complete ## all checks: ruff, notebooks clean, helpers, every lesson's outputs
+	@echo "On the CPU: a GPU is hidden from these tests (make test-gpu uses it)."
+	$(bin)/python -m ruff check .
+	$(bin)/python -m ruff format --check .
 	$(bin)/python -m tools.notebooks check
 	$(bin)/python -m pytest -n auto
 
-test-colab: setup-colab ## the helpers' tests and the lessons on Colab's own versions
+test-colab: .venv-colab/.complete ## tests and lessons on Colab's own versions
+	@echo "On the CPU: a GPU is hidden from these tests (make test-gpu uses it)."
 	.venv-colab/bin/python -m pytest -n auto
 
-test-browser: setup ## every lesson in a real JupyterLab, by headless Chromium
+test-gpu: .venv/.complete ## run the lessons on this machine's GPUs, outputs not compared
+	@$(bin)/python -c "import sys, torch; n = torch.cuda.device_count(); \
+	  print(n, 'GPUs'); sys.exit(not n and 'PyTorch sees no GPU here.')"
+	$(bin)/python -m pytest --nbval-lax notebooks
+
+test-browser: .venv/.complete ## the core lessons in a real JupyterLab, by headless Chromium
 	@$(bin)/python -m tools.browser
 
-setup-bench: ## the same for .venv-bench, with what is measured beside the course
-	@$(PYTHON) tools/setup.py .venv-bench constraints.txt requirements-bench.txt
-
-bench: setup-bench ## measure everything (or: make bench-summary), write benchmarks/results.md
+bench: .venv-bench/.complete ## measure everything (or: make bench-summary), write benchmarks/results.md
 	@.venv-bench/bin/python -m benchmarks
 
-bench-%: setup-bench
+bench-%: .venv-bench/.complete
 	@.venv-bench/bin/python -m benchmarks $*
 
-format: setup ## format the code, and clean the notebooks
-	$(bin)/ruff check --fix .
-	$(bin)/ruff format .
+format: .venv/.complete ## format the code, and clean the notebooks
+	$(bin)/python -m ruff check --fix .
+	$(bin)/python -m ruff format .
 	$(bin)/python -m tools.notebooks clean
 
-address: setup ## carry the repository's address into all lessons (URL=https://...)
+address: .venv/.complete ## carry your repository's address everywhere (URL=https://...)
 	@$(bin)/python -m tools.address $(URL)

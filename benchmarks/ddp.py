@@ -16,8 +16,10 @@ def run(quick: bool = False) -> Outcome:
     found = {
         ranks: json.loads(
             launch(
-                f"torchrun --standalone --nproc-per-node={ranks} "
-                f"-m benchmarks.ddp_worker {rounds} {number}",
+                [
+                    *("torchrun", "--standalone", f"--nproc-per-node={ranks}"),
+                    *("-m", "benchmarks.ddp_worker", str(rounds), str(number)),
+                ],
                 timeout_s=300,
             )
         )

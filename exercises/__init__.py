@@ -7,6 +7,7 @@ those of Kaggle's learntools (github.com/Kaggle/learntools).
 """
 
 import copy
+import dis
 import importlib
 import pkgutil
 import random
@@ -111,8 +112,16 @@ def _code(thing: Any) -> Any:
     if isinstance(thing, FunctionType):
         return _code(thing.__code__)
     if isinstance(thing, CodeType):
-        constants = [_code(constant) for constant in thing.co_consts]
-        return thing.co_code, thing.co_names, constants
+        # Not the raw bytes: Python compiles `torch.zeros(4)` to other instructions in
+        # the file that imports torch than in a notebook's cell below the import.
+        return [
+            (
+                step.opname.replace("LOAD_METHOD", "LOAD_ATTR"),
+                "" if step.opcode in dis.hasjrel else _code(step.argval),
+            )
+            for step in dis.get_instructions(thing)
+            if step.opname != "PUSH_NULL"
+        ]
     if isinstance(thing, type):
         return {k: _code(v) for k, v in vars(thing).items() if callable(v)}
     return thing

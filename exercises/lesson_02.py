@@ -1,65 +1,888 @@
-"""Lesson 02: state_dict."""
+"""Lesson 02: state_dict, and its deeper lesson on averaging and `assign=True`."""
 
 import copy
+import inspect
+from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from exercises import Exercise, Wrong, define
+from helpers.compare import max_difference
 from helpers.models import SmallCNN
+
+State = dict[str, torch.Tensor]
 
 QUIZZES = {
     "best_weights": [
         {
-            "question": "After the loop, which accuracy do we get from `best`?",
+            "question": "After the last epoch we load best into a fresh model. "
+            "Which validation accuracy does it have?",
             "type": "multiple_choice",
             "answers": [
                 {
                     "answer": "that of the best epoch",
                     "correct": False,
                     "feedback": "That is what the name promises. But state_dict() "
-                    "copies no tensor: training goes on changing the ones in best.",
+                    "copies no tensor, and training goes on changing those tensors.",
                 },
                 {
                     "answer": "that of the last epoch",
                     "correct": True,
-                    "feedback": "Yes: the tensors in best are the model's own.",
+                    "feedback": "Yes. best holds the model's own memory, and that is "
+                    "where the last epoch wrote.",
+                },
+                {
+                    "answer": "that of an untrained model",
+                    "correct": False,
+                    "feedback": "load_state_dict does copy values into the fresh "
+                    "model. The question is which values best holds by then.",
                 },
             ],
         }
-    ]
+    ],
+    "does_not_fit": [
+        {
+            "question": "The head in the state has 5 classes, the model's has 10. "
+            "What does load_state_dict(state, strict=False) do?",
+            "type": "multiple_choice",
+            "answers": [
+                {
+                    "answer": "it skips the head and loads the rest, without an error",
+                    "correct": False,
+                    "feedback": "This is what many expect. strict=False is about keys. "
+                    "Here the keys are the same, and the shapes are not.",
+                },
+                {
+                    "answer": "it reports head.weight as a missing key",
+                    "correct": False,
+                    "feedback": "The key is not missing: both sides have it.",
+                },
+                {
+                    "answer": "it copies the first 5 rows",
+                    "correct": False,
+                    "feedback": "PyTorch never copies a part of a parameter.",
+                },
+                {
+                    "answer": "it raises a RuntimeError",
+                    "correct": True,
+                    "feedback": "Yes: strict=False never ignores a shape.",
+                },
+            ],
+        },
+        {
+            "question": "Suppose it raises. What does the model hold after the error?",
+            "type": "multiple_choice",
+            "answers": [
+                {
+                    "answer": "exactly what it held before",
+                    "correct": False,
+                    "feedback": "So one would hope. But layers are copied one by one, "
+                    "and nothing is undone.",
+                },
+                {
+                    "answer": "the state's layers, and its own old head",
+                    "correct": True,
+                    "feedback": "Yes: all that fits has been copied already.",
+                },
+                {
+                    "answer": "random values",
+                    "correct": False,
+                    "feedback": "Nothing is initialized again. Each tensor holds "
+                    "either its old values or the state's.",
+                },
+            ],
+        },
+    ],
 }
 
 
-def _check_snapshot(snapshot):
-    model = SmallCNN()
-    kept = snapshot(model)
-    before = copy.deepcopy(model.state_dict())
-    with torch.no_grad():
-        model.head.weight.add_(1)
-    if not torch.equal(kept["head.weight"], before["head.weight"]):
+# --- 1: register what belongs to the state ---------------------------------------
+
+
+class _Start(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mean = torch.zeros(4)
+        self.layers = [nn.Linear(4, 4), nn.Linear(4, 2)]
+
+    def forward(self, x):
+        return self.layers[1](self.layers[0](x - self.mean))
+
+
+class _Registered(_Start):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.register_buffer("mean", torch.zeros(4))
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 2)])
+
+
+def _check_registered(make: Callable[[], nn.Module]) -> None:
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise Wrong(f"Calling it gave a {type(model).__name__}, not an nn.Module.")
+    keys, trained = list(model.state_dict()), dict(model.named_parameters())
+    if "mean" in trained:
         raise Wrong(
-            "Your snapshot changed when the model was trained on: it shares its "
-            "tensors with the model. Copying the dictionary is not enough. Section 4."
+            "mean is a parameter now, so an optimizer would train it (or would as soon "
+            "as someone calls requires_grad_(True)). It is a statistic: make it a "
+            "buffer. Section 2."
         )
+    if "mean" not in keys and "mean" in dict(model.named_buffers()):
+        raise Wrong(
+            "mean is a buffer with persistent=False: it moves with the model, but "
+            "stays out of the state_dict, and would be lost. Section 2."
+        )
+    if "mean" not in keys:
+        raise Wrong(
+            "mean is not in the state_dict: a plain tensor attribute is not "
+            f"registered. Keys found: {keys}. Section 2."
+        )
+    if len(trained) != 4:
+        raise Wrong(
+            "Expected the weights and biases of two Linear layers among the "
+            f"parameters, found {list(trained)}. Layers in a plain list or dict are "
+            "invisible to PyTorch. Section 2."
+        )
+    for tensor in model.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape))
+    loaded, x = make(), torch.randn(3, 4)
+    loaded.load_state_dict(model.state_dict())
+    for candidate in (model, loaded):
+        first, second = (
+            list(candidate.parameters())[:2],
+            list(candidate.parameters())[2:],
+        )
+        hidden = nn.functional.linear(x - candidate.mean, *first)
+        expected = nn.functional.linear(hidden, *second)
+        if not torch.allclose(candidate(x), expected, atol=1e-5):
+            raise Wrong(
+                "All keys are there, but the output is not that of both layers "
+                "applied to x - self.mean, as in the start. Does forward use what "
+                "you registered?"
+            )
 
 
-def _start(model):
-    return model.state_dict()
+class _ListStays(_Start):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.register_buffer("mean", torch.zeros(4))
+        self.layers = [nn.Linear(4, 4), nn.Linear(4, 2)]
 
 
-def _solution(model):
-    return copy.deepcopy(model.state_dict())
+class _TensorStays(_Start):
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.mean = torch.zeros(4)
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 2)])
 
 
-snapshot = Exercise(
-    _check_snapshot,
-    start=_start,
-    hints=["Which copy also copies the tensors?", "import copy; copy.deepcopy(...)"],
-    solution=_solution,
-    text="def snapshot(model):\n    return copy.deepcopy(model.state_dict())",
+class _Parameter(_TensorStays):
+    def __init__(self):
+        super().__init__()
+        del self.mean
+        self.mean = nn.Parameter(torch.zeros(4), requires_grad=False)
+
+
+class _NotPersistent(_TensorStays):
+    def __init__(self):
+        super().__init__()
+        del self.mean
+        self.register_buffer("mean", torch.zeros(4), persistent=False)
+
+
+class _BufferUnused(_Registered):
+    def forward(self, x):
+        return self.layers[1](self.layers[0](x))
+
+
+registered = Exercise(
+    _check_registered,
+    start=_Start,
+    hints=[
+        "Print list(Net().state_dict()). Which names do you miss?",
+        "A module registers parameters, buffers and modules. A list and a tensor are "
+        "none of these.",
+        "nn.ModuleList for the layers, self.register_buffer(name, tensor) for mean.",
+    ],
+    solution=_Registered,
+    text="""\
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.layers = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 2)])
+
+    def forward(self, x):
+        return self.layers[1](self.layers[0](x - self.mean))
+""",
     wrong_answers=[
-        (lambda model: dict(model.state_dict()), "shares its tensors"),
-        (lambda model: model.state_dict().copy(), "shares its tensors"),
+        (_ListStays, "plain list or dict are invisible"),
+        (_TensorStays, "a plain tensor attribute is not registered"),
+        (_Parameter, "make it a buffer"),
+        (_NotPersistent, "persistent=False"),
+        (_BufferUnused, "Does forward use what you registered?"),
+    ],
+)
+
+
+# --- 2: load all or nothing ------------------------------------------------------
+
+
+def _with_new_key(state: State) -> State:
+    return {**state, "head.scale": torch.ones(10)}
+
+
+def _without(state: State, key: str) -> State:
+    return {k: v for k, v in state.items() if k != key}
+
+
+class _Counted(SmallCNN):
+    loads = 0
+
+    def load_state_dict(self, *args, **kwargs):
+        self.loads += 1
+        return super().load_state_dict(*args, **kwargs)
+
+
+def _check_safe_load(safe_load: Callable[[nn.Module, State], None]) -> None:
+    model, good = SmallCNN(), copy.deepcopy(SmallCNN().state_dict())
+    objects = list(model.parameters())
+    safe_load(model, good)
+    if max_difference(model.state_dict(), good) > 0:
+        raise Wrong(
+            "A state that fits was not loaded: the model does not hold its values. "
+            "Loading into a copy is a test; the model itself must be loaded as well."
+        )
+    if any(a is not b for a, b in zip(objects, model.parameters(), strict=True)):
+        raise Wrong(
+            "The values are right, but the model has new parameters (assign=True?). An "
+            "optimizer made before still holds the old ones. Copy the values instead."
+        )
+    other = SmallCNN().state_dict()
+    cases = {
+        "with a head for 5 classes": SmallCNN(num_classes=5).state_dict(),
+        "without head.bias": _without(other, "head.bias"),
+        "with a key that the model lacks": _with_new_key(other),
+    }
+    for case, state in cases.items():
+        model = _Counted()
+        before, raised = copy.deepcopy(model.state_dict()), False
+        try:
+            safe_load(model, state)
+        except (RuntimeError, ValueError):
+            raised = True
+        if max_difference(model.state_dict(), before) > 0:
+            first = next(
+                k
+                for k, v in model.state_dict().items()
+                if not torch.equal(v, before[k])
+            )
+            raise Wrong(
+                f"After a failed load of a state {case}, {first} has changed. "
+                + (
+                    "You loaded a backup, but by then it held the new values, too: it "
+                    "shares its memory with the model. Take a real copy. Section 3."
+                    if model.loads > 1
+                    else "load_state_dict copies what fits before it raises: find "
+                    "every misfit before, or load a backup into this model "
+                    "(`model = backup` only changes a local name). Section 4."
+                )
+            )
+        if not raised:
+            raise Wrong(
+                f"A state {case} raised no error. Your caller goes on and believes "
+                "that the weights are loaded: raise. Section 4."
+            )
+
+
+def _restore_with(backup: Callable[[State], State], again: bool = True) -> Callable:
+    def safe_load(model, state):
+        kept = backup(model.state_dict())
+        try:
+            model.load_state_dict(state)
+        except RuntimeError:
+            model.load_state_dict(kept)
+            if again:
+                raise
+
+    return safe_load
+
+
+def _start_safe_load(model, state):
+    backup = model.state_dict()
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        model.load_state_dict(backup)
+        raise
+
+
+def _only_shapes(model, state):
+    own = model.state_dict()
+    for key in own:
+        if key in state and own[key].shape != state[key].shape:
+            raise ValueError(key)
+    model.load_state_dict(state)
+
+
+def _only_keys(model, state):
+    if model.state_dict().keys() != state.keys():
+        raise ValueError
+    model.load_state_dict(state)
+
+
+def _filtered(model, state):
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    if fits.keys() == own.keys():
+        model.load_state_dict(fits)
+
+
+def _rebound(model, state):
+    backup = copy.deepcopy(model)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        model = backup
+        raise
+
+
+def _only_a_copy(model, state):
+    copy.deepcopy(model).load_state_dict(state)
+
+
+def _assigned(model, state):
+    copy.deepcopy(model).load_state_dict(state)
+    model.load_state_dict(state, assign=True)
+
+
+safe_load = Exercise(
+    _check_safe_load,
+    start=_start_safe_load,
+    hints=[
+        "What does backup hold after load_state_dict has written into the model?",
+        "Section 3: backup shares its memory with the model, so it was overwritten "
+        "too.",
+        "Which line of section 3's table really copies? Use it for backup.",
+    ],
+    solution=_restore_with(copy.deepcopy),
+    text="""\
+def safe_load(model, state):
+    backup = copy.deepcopy(model.state_dict())
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        model.load_state_dict(backup)
+        raise
+
+# or, with no backup: copy.deepcopy(model).load_state_dict(state) first
+""",
+    wrong_answers=[
+        (_restore_with(dict), "shares its memory"),
+        (_restore_with(lambda s: s.copy()), "shares its memory"),
+        (
+            _restore_with(lambda s: {k: v.cpu() for k, v in s.items()}),
+            "Take a real copy",
+        ),
+        (lambda model, state: model.load_state_dict(state), "copies what fits before"),
+        (_rebound, "only changes a local name"),
+        (_restore_with(copy.deepcopy, again=False), "raised no error"),
+        (_only_shapes, "without head.bias"),
+        (_only_keys, "with a head for 5 classes"),
+        (_filtered, "raised no error"),
+        (_only_a_copy, "the model itself must be loaded"),
+        (_assigned, "has new parameters"),
+    ],
+)
+
+
+# --- 3: strip the prefixes of wrappers -------------------------------------------
+
+# The key in the file -> the key of the plain model
+_KEYS = {
+    "nothing to strip": {"layer1.0.weight": "layer1.0.weight"},
+    "DataParallel or DDP": {"module.layer1.0.weight": "layer1.0.weight"},
+    "torch.compile": {"_orig_mod.layer1.0.weight": "layer1.0.weight"},
+    "a compiled model in DDP": {"module._orig_mod.head.bias": "head.bias"},
+    "a compiled DDP": {"_orig_mod.module.head.bias": "head.bias"},
+    "module. in the middle of a key": {
+        "module.encoder.module.weight": "encoder.module.weight",
+        "module.head.bias": "head.bias",
+    },
+    "a name that begins like a prefix": {
+        "module_list.0.weight": "module_list.0.weight",
+        "modulation.weight": "modulation.weight",
+    },
+}
+
+
+def _check_strip_wrappers(strip_wrappers: Callable[[State], State]) -> None:
+    for case, keys in _KEYS.items():
+        state = {key: torch.randn(2) for key in keys}
+        given = dict(state)
+        stripped = strip_wrappers(state)
+        if list(state) != list(given):
+            raise Wrong(
+                f"The dictionary that was passed in has changed ({case}): it holds "
+                f"{list(state)} now. Build a new one and return it. Section 5."
+            )
+        if not isinstance(stripped, dict):
+            raise Wrong(f"Expected a dictionary, got a {type(stripped).__name__}.")
+        if list(stripped) != list(keys.values()):
+            raise Wrong(
+                f"{case}: from {list(keys)} expected {list(keys.values())}, got "
+                f"{list(stripped)}. {_reason(case)} Section 5."
+            )
+        for key, new in keys.items():
+            if not torch.equal(stripped[new], given[key]):
+                raise Wrong(f"{new} does not hold the values of {key}.")
+
+
+def _reason(case: str) -> str:
+    if case.startswith("module. in the middle"):
+        return (
+            "Only a prefix at the beginning is the wrapper's; replace takes them all."
+        )
+    if "compile" in case and "D" in case:
+        return "Wrappers can be nested, in either order."
+    if case == "torch.compile":
+        return "torch.compile has a prefix, too."
+    return "Cut the prefix only where a key begins with exactly that prefix."
+
+
+def _strip(key: str) -> str:
+    return key.removeprefix("_orig_mod.").removeprefix("module.")
+
+
+def _on_keys(rename: Callable[[str], str]) -> Callable[[State], State]:
+    return lambda state: {rename(key): value for key, value in state.items()}
+
+
+def _solution_strip(state):
+    stripped = {}
+    for key, value in state.items():
+        while key.startswith(("module.", "_orig_mod.")):
+            key = key.partition(".")[2]
+        stripped[key] = value
+    return stripped
+
+
+def _start_strip(state):
+    return ...
+
+
+def _in_place(state):
+    for key in list(state):
+        state[_strip(_strip(key))] = state.pop(key)
+    return state
+
+
+strip_wrappers = Exercise(
+    _check_strip_wrappers,
+    start=_start_strip,
+    hints=[
+        "Build a new dictionary: for each key work out the new key, keep the value.",
+        'key.removeprefix("module.") leaves a key alone that does not begin with it.',
+        "Two wrappers can be nested in either order: strip until nothing is left to "
+        "strip.",
+        'while key.startswith(("module.", "_orig_mod.")): key = key.partition(".")[2]',
+    ],
+    solution=_solution_strip,
+    text=inspect.getsource(_solution_strip).replace(
+        "_solution_strip", "strip_wrappers"
+    ),
+    wrong_answers=[
+        (
+            _on_keys(lambda k: k.replace("module.", "").replace("_orig_mod.", "")),
+            "replace takes them all",
+        ),
+        (_on_keys(lambda k: k[7:]), "only where a key begins"),
+        (_on_keys(lambda k: k.lstrip("module.")), "only where a key begins"),
+        (_on_keys(lambda k: k.split(".", 1)[1]), "only where a key begins"),
+        (_on_keys(lambda k: k.removeprefix("module.")), "torch.compile has a prefix"),
+        (_on_keys(_strip), "in either order"),
+        (_in_place, "Build a new one"),
+        (lambda state: list(_solution_strip(state)), "Expected a dictionary"),
+    ],
+)
+
+
+# --- 4: the backbone of a checkpoint with another head ---------------------------
+
+
+class _Named(nn.Module):
+    """Keys that hold "head" without being the head's."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict({"head": nn.Linear(4, 4)})
+        self.head_norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, num_classes)
+
+
+def _check_load_backbone(load_backbone: Callable[[nn.Module, State], None]) -> None:
+    for make, classes in ((SmallCNN, 5), (_Named, 3), (SmallCNN, 10)):
+        model, state = make(10), make(classes).state_dict()
+        for tensor in state.values():  # buffers too: as after training
+            tensor.copy_(torch.rand(tensor.shape) + 1)
+        given, before = copy.deepcopy(state), copy.deepcopy(model.state_dict())
+        load_backbone(model, state)
+        if list(state) != list(given) or max_difference(state, given) > 0:
+            raise Wrong(
+                "The state that was passed in has changed: its owner may still need "
+                "the head. Build a new dictionary. Section 5."
+            )
+        for key, value in model.state_dict().items():
+            if not key.startswith("head.") and not torch.equal(value, given[key]):
+                raise Wrong(
+                    f"{key} was not loaded. Everything belongs to the backbone, "
+                    'buffers included, except the keys that begin with "head.". '
+                    "Sections 2 and 5."
+                )
+            if key.startswith("head.") and not torch.equal(value, before[key]):
+                raise Wrong(
+                    f"{key} was overwritten. The new task keeps its own head, even "
+                    f"where the shapes agree (here both have {classes} classes)."
+                )
+    _check_refusals(load_backbone)
+
+
+def _check_refusals(load_backbone: Callable[[nn.Module, State], None]) -> None:
+    """A state that is not this backbone must be refused, and the keys be named."""
+    state = SmallCNN(5).state_dict()
+    body = _without(state, "layer2.0.weight")
+    cases = {
+        "whose keys all begin with module.": (
+            {f"module.{key}": value for key, value in state.items()},
+            "layer1.0.weight",
+        ),
+        "without layer2.0.weight": (body, "layer2.0.weight"),
+        "with an unexpected key layer4.0.weight": (
+            {**state, "layer4.0.weight": torch.ones(1)},
+            "layer4.0.weight",
+        ),
+        "in which layer2.0.weight has another shape": (
+            {**state, "layer2.0.weight": torch.ones(1)},
+            "layer2.0.weight",
+        ),
+    }
+    for case, (bad, key) in cases.items():
+        try:
+            load_backbone(SmallCNN(10), bad)
+        except AssertionError as error:
+            raise Wrong(
+                f"A state {case} is refused by an assertion. `python -O` leaves "
+                "assertions out, so raise a ValueError, as the task says."
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            if key not in str(error):
+                raise Wrong(
+                    f"A state {case} is refused, but the message does not name "
+                    f"{key!r}. It says: {str(error)[:200]!r}"
+                ) from error
+        else:
+            raise Wrong(
+                f"A state {case} was accepted without a word. strict=False returns "
+                "the missing and the unexpected keys: compare them with what you "
+                "expect, and raise. Sections 4 and 5."
+            )
+
+
+def _backbone_of(state: State) -> State:
+    return {k: v for k, v in state.items() if not k.startswith("head.")}
+
+
+def _solution_backbone(model, state):
+    backbone = {k: v for k, v in state.items() if not k.startswith("head.")}
+    result = model.load_state_dict(backbone, strict=False)
+    missing = [k for k in result.missing_keys if not k.startswith("head.")]
+    if missing or result.unexpected_keys:
+        unexpected = result.unexpected_keys
+        raise ValueError(f"missing: {missing}, unexpected: {unexpected}")
+
+
+def _start_backbone(model, state):
+    return ...
+
+
+def _what_fits(model, state):
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fits, strict=False)
+
+
+def _what_fits_without_head(model, state):
+    own, body = model.state_dict(), _backbone_of(state)
+    fits = {k: v for k, v in body.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fits, strict=False)
+
+
+def _popped(model, state):
+    for key in [k for k in state if k.startswith("head.")]:
+        state.pop(key)
+    model.load_state_dict(state, strict=False)
+
+
+def _only_parameters(model, state):
+    for name, parameter in model.named_parameters():
+        if not name.startswith("head."):
+            parameter.data.copy_(state[name])
+
+
+def _only_missing(model, state):
+    result = model.load_state_dict(_backbone_of(state), strict=False)
+    missing = [k for k in result.missing_keys if not k.startswith("head.")]
+    if missing:
+        raise ValueError(missing)
+
+
+def _asserted(model, state):
+    result = model.load_state_dict(_backbone_of(state), strict=False)
+    assert all(key.startswith("head.") for key in result.missing_keys)
+    assert not result.unexpected_keys
+
+
+def _nameless(model, state):
+    result = model.load_state_dict(_backbone_of(state), strict=False)
+    if len(result.missing_keys) > 2 or result.unexpected_keys:
+        raise ValueError("this state does not fit")
+
+
+load_backbone = Exercise(
+    _check_load_backbone,
+    start=_start_backbone,
+    hints=[
+        "First build a dictionary without the head, as in section 5.",
+        'Not every key that holds "head" is the head\'s: use startswith("head.").',
+        "load_state_dict(..., strict=False) returns missing_keys and unexpected_keys. "
+        "Only the head's may be missing, and none may be unexpected.",
+        "missing = [k for k in result.missing_keys if not k.startswith('head.')]; if "
+        "missing or result.unexpected_keys: raise ValueError that names both.",
+    ],
+    solution=_solution_backbone,
+    text=inspect.getsource(_solution_backbone).replace(
+        "_solution_backbone", "load_backbone"
+    ),
+    wrong_answers=[
+        (_what_fits, "was overwritten"),
+        (_what_fits_without_head, "was accepted without a word"),
+        (
+            lambda model, state: (
+                model.load_state_dict(
+                    {k: v for k, v in state.items() if "head" not in k}, strict=False
+                )
+                and None
+            ),
+            "was not loaded",
+        ),
+        (
+            lambda model, state: (
+                model.load_state_dict(_backbone_of(state), strict=False) and None
+            ),
+            "was accepted without a word",
+        ),
+        (_popped, "Build a new dictionary"),
+        (_only_parameters, "buffers included"),
+        (_only_missing, "an unexpected key layer4.0.weight was accepted"),
+        (_nameless, "does not name"),
+        (_asserted, "is refused by an assertion"),
+    ],
+)
+
+
+# --- Deeper: average two models --------------------------------------------------
+
+
+def _check_average(average: Callable[[State, State], State]) -> None:
+    a, b = SmallCNN(), SmallCNN()
+    with torch.no_grad():
+        for batches, model in ((1, a), (3, b)):
+            for _ in range(batches):
+                model.train()(torch.rand(4, 3, 32, 32))
+    # Both ways round: the larger count is once the first's and once the second's
+    for one, two in ((a, b), (b, a)):
+        states = one.state_dict(), two.state_dict()
+        kept = copy.deepcopy(states)
+        mean = average(*states)
+        for name, state, before in zip(("a", "b"), states, kept, strict=True):
+            if list(state) != list(before) or max_difference(state, before) > 0:
+                raise Wrong(
+                    f"{name} was changed: you average in place (+=, add_, mul_ or "
+                    "copy_) or write into the dictionary that you were given, and "
+                    "with it into the model itself. Section 3 of lesson 02."
+                )
+        _check_mean(mean, *states)
+
+
+def _check_mean(mean: State, a: State, b: State) -> None:
+    if not isinstance(mean, dict) or set(mean) != set(a):
+        found = list(mean)[:3] if isinstance(mean, dict) else type(mean).__name__
+        raise Wrong(f"Expected a dictionary with all keys of a, got {found} ...")
+    for key, value in mean.items():
+        if not a[key].is_floating_point():
+            if value.dtype != torch.int64 or value != torch.maximum(a[key], b[key]):
+                raise Wrong(
+                    f"{key} is a count of batches, {a[key].item()} in a and "
+                    f"{b[key].item()} in b. Expected the larger of the two as int64, "
+                    f"got {value.item()} as {value.dtype}. Section 2."
+                )
+        elif not torch.allclose(value, (a[key] + b[key]) / 2):
+            kind = "A buffer" if "running" in key else "A parameter"
+            raise Wrong(
+                f"{key} is not the mean of a's and b's values. {kind} that is a "
+                "floating-point number is averaged. Section 3."
+            )
+    own = {t.data_ptr() for state in (a, b) for t in state.values()}
+    shared = [key for key, value in mean.items() if value.data_ptr() in own]
+    if shared:
+        raise Wrong(
+            f"{shared[0]} of the average shares its memory with a model: training that "
+            "model would change the average. Section 3 of lesson 02."
+        )
+    SmallCNN().load_state_dict(mean)
+
+
+def _average_with(
+    number: Callable, count: Callable, running: Callable | None = None
+) -> Callable[[State, State], State]:
+    def average(a, b):
+        mean = {}
+        for key in a:
+            merge = number if a[key].is_floating_point() else count
+            if running is not None and "running" in key:
+                merge = running
+            mean[key] = merge(a[key], b[key])
+        return mean
+
+    return average
+
+
+def _mean(a, b):
+    return (a + b) / 2
+
+
+def _solution_average(a, b):
+    mean = {}
+    for key in a:
+        if a[key].is_floating_point():
+            mean[key] = (a[key] + b[key]) / 2
+        else:
+            mean[key] = torch.maximum(a[key], b[key])
+    return mean
+
+
+def _start_average(a, b):
+    return ...
+
+
+average = Exercise(
+    _check_average,
+    start=_start_average,
+    hints=[
+        "Build a new dictionary, key by key.",
+        "a[key].is_floating_point() tells weights and statistics from counts.",
+        "torch.maximum(a[key], b[key]) is a new tensor, and so is (a[key] + b[key]) "
+        "/ 2.",
+    ],
+    solution=_solution_average,
+    text=inspect.getsource(_solution_average).replace("_solution_average", "average"),
+    wrong_answers=[
+        (_average_with(_mean, _mean), "a count of batches"),
+        (_average_with(_mean, lambda a, b: a.clone()), "a count of batches"),
+        (_average_with(_mean, lambda a, b: a + b), "a count of batches"),
+        (_average_with(_mean, torch.maximum, lambda a, b: a.clone()), "A buffer that"),
+        (_average_with(lambda a, b: a.add_(b).div_(2), torch.maximum), "in place"),
+        (_average_with(lambda a, b: a + b, torch.maximum), "is not the mean"),
+        (_average_with(_mean, lambda a, b: a if a > b else b), "shares its memory"),
+        (
+            lambda a, b: {k: (a[k] + b[k]) / 2 for k in a if "num_batches" not in k},
+            "all keys of a",
+        ),
+    ],
+)
+
+
+# --- Deeper: an optimizer that was made too early --------------------------------
+
+
+def _check_prepare(prepare: Callable[[State], tuple[nn.Module, object]]) -> None:
+    state = copy.deepcopy(SmallCNN().state_dict())
+    model, optimizer = prepare(state)
+    if any(tensor.is_meta for tensor in model.state_dict().values()):
+        raise Wrong(
+            "The model is still on the meta device, without values: load_state_dict "
+            "without assign=True can't copy into it. Section 5."
+        )
+    if max_difference(model.state_dict(), state) > 0:
+        raise Wrong("The model does not hold the values of the state. Section 5.")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left = [name for name, p in model.named_parameters() if id(p) not in held]
+    before = copy.deepcopy(dict(model.named_parameters()))
+    model(torch.rand(4, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    if max_difference(before, dict(model.named_parameters())) == 0:
+        raise Wrong(
+            "One step of the optimizer changes no parameter: it was made before "
+            "load_state_dict(assign=True), and holds tensors that the model has "
+            "replaced. Section 5."
+        )
+    if left:
+        raise Wrong(f"The optimizer does not hold these parameters: {left}.")
+
+
+def _start_prepare(state):
+    with torch.device("meta"):
+        model = SmallCNN()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.load_state_dict(state, assign=True)
+    return model, optimizer
+
+
+def _solution_prepare(state):
+    with torch.device("meta"):
+        model = SmallCNN()
+    model.load_state_dict(state, assign=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return model, optimizer
+
+
+def _real_but_early(state):
+    model = SmallCNN()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.load_state_dict(state, assign=True)
+    return model, optimizer
+
+
+def _to_empty(state):
+    with torch.device("meta"):
+        model = SmallCNN()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        tensor.zero_()
+    return model, optimizer
+
+
+def _only_the_head(state):
+    model, _ = _solution_prepare(state)
+    return model, torch.optim.SGD(model.head.parameters(), lr=0.1)
+
+
+prepare = Exercise(
+    _check_prepare,
+    start=_start_prepare,
+    hints=[
+        "Which parameters does the optimizer hold, and which does the model hold now?",
+        "assign=True gives the model new parameters. When must the optimizer be made?",
+        "Build, load, then make the optimizer.",
+    ],
+    solution=_solution_prepare,
+    text=inspect.getsource(_solution_prepare).replace("_solution_prepare", "prepare"),
+    wrong_answers=[
+        (_real_but_early, "changes no parameter"),
+        (_to_empty, "does not hold the values"),
+        (_only_the_head, "does not hold these parameters"),
     ],
 )
 

@@ -13,7 +13,11 @@ LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def pick_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The CUDA GPU where there is one, else the CPU.
+
+    Apple's MPS is left out: it has no float64, and its results differ from the ones
+    that the lessons show and compare to the last bit.
+    """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -49,6 +53,8 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[float, float]:
     """Train once over the loader's batches, in train mode, on the model's device.
+
+    The device is the CPU or a CUDA GPU: see `pick_device` on Apple's MPS.
 
     Args:
         model: maps (B, ...) to logits (B, C).
@@ -99,19 +105,25 @@ def evaluate(
 
 
 class _Mean:
-    """Mean loss and accuracy over batches of different sizes."""
+    """Mean loss and accuracy over batches of different sizes.
+
+    The sums stay on the device until the end: to read one, the CPU has to wait until
+    the GPU has caught up, and can't hand it the next batch meanwhile.
+    """
 
     def __init__(self) -> None:
-        self.loss, self.correct, self.count = 0.0, 0, 0
+        self.loss: torch.Tensor | float = 0.0  # float64, as Python's own sums are
+        self.correct: torch.Tensor | int = 0
+        self.count = 0
 
     def add(
         self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor
     ) -> None:
-        self.loss += loss.item() * len(labels)
-        self.correct += int((logits.argmax(1) == labels).sum())
+        self.loss = self.loss + loss.detach().double() * len(labels)
+        self.correct = self.correct + (logits.argmax(1) == labels).sum()
         self.count += len(labels)
 
     def result(self) -> tuple[float, float]:
         if not self.count:
             raise ValueError("the loader gave no batch: is its data set empty?")
-        return self.loss / self.count, self.correct / self.count
+        return float(self.loss) / self.count, int(self.correct) / self.count

@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -18,15 +20,7 @@ from tools import ROOT
 from tools.address import badge, repository, setup_cell
 from tools.notebooks import METADATA, clean
 
-PYTEST = ["-m", "pytest"]
-CHECK = ["-m", "tools.notebooks", "check"]
-
-
-def test_these_are_the_commands_of_make_test():
-    makefile = (ROOT / "Makefile").read_text("utf-8")
-    recipe = makefile.split("\ntest: setup")[1].split("\n\n")[0]
-    assert " ".join(PYTEST) in recipe
-    assert " ".join(CHECK) in recipe
+PYTEST, CHECK = ["-m", "pytest"], ["-m", "tools.notebooks", "check"]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +31,11 @@ def executed(tmp_path_factory):
     (folder.parent / "helpers").mkdir()  # to the setup cell, this is a clone
     cells = [
         new_markdown_cell(f"# Halves\n\n{badge('halves', repository())}", id="title"),
-        new_code_cell(setup_cell("halves", repository()), id="setup"),
-        new_code_cell("half = 1 / 2\nhalf", id="take-half"),
-        new_code_cell("assert half + half == 1\nprint(LESSON)", id="two-halves"),
+        new_code_cell(setup_cell(repository()), id="setup"),
+        new_code_cell("half = 1 / 2\nhalf", id="value"),
+        new_code_cell("half + half", id="sum"),
+        new_code_cell("print(COURSE)", id="printed"),
+        new_code_cell("assert half + half == 1", id="claim"),
     ]
     notebook = new_notebook(metadata=METADATA, cells=cells)
     NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}).execute()
@@ -55,31 +51,15 @@ def lesson(executed, tmp_path):
     return tmp_path / "course" / "notebooks" / "halves.ipynb"
 
 
-def change(path, number, **what):
-    """Set fields of the lesson's code cell of this number, the setup cell being 0."""
-    notebook = nbformat.read(path, as_version=4)
-    cell = [cell for cell in notebook.cells if cell.cell_type == "code"][number]
-    cell.update(nbformat.from_dict(what))
-    nbformat.write(notebook, path)
-
-
-def run(command, path):
+def run(command, path, *options):
     """The exit status and what was printed."""
     # The pytest around this one hands its options and its worker's name down.
     plain = {key: value for key, value in os.environ.items() if "PYTEST" not in key}
     if command == PYTEST:
-        settings = ROOT / "pyproject.toml"
-        command = [
-            *command,
-            "-c",
-            settings,
-            "--rootdir",
-            ROOT,
-            "-p",
-            "no:cacheprovider",
-        ]
+        command = [*PYTEST, "-c", ROOT / "pyproject.toml", "--rootdir", ROOT]
+        command += ["-p", "no:cacheprovider"]
     ran = subprocess.run(
-        [sys.executable, *map(str, command), str(path)],
+        [sys.executable, *map(str, command), *options, str(path)],
         cwd=ROOT,
         env=plain,
         capture_output=True,
@@ -91,45 +71,79 @@ def run(command, path):
 def test_a_good_lesson_is_green(lesson):
     code, printed = run(PYTEST, lesson)
     assert code == 0, printed
-    assert "3 passed" in printed
+    assert "5 passed" in printed
     code, printed = run(CHECK, lesson)
     assert code == 0, printed
 
 
-def test_a_stored_output_altered(lesson):
+def break_lesson(lesson):
+    """Fault after fault, the last of them an error."""
     notebook = nbformat.read(lesson, as_version=4)
-    notebook.cells[2].outputs[0].data["text/plain"] = "0.6"
+    cells = {cell.id: cell for cell in notebook.cells}
+    cells["value"].outputs[0].data["text/plain"] = "0.6"
+    cells["sum"].outputs = []
+    cells["printed"].outputs[0].text = "elsewhere\n"
+    cells["claim"].source = "assert half + half == 2"
     nbformat.write(notebook, lesson)
+
+
+def test_what_is_not_as_stored_is_red(lesson):
+    break_lesson(lesson)
     code, printed = run(PYTEST, lesson)
     assert code == 1, printed
-    assert "1 failed, 2 passed" in printed
+    assert "4 failed, 1 passed" in printed
 
 
-def test_a_printed_output_altered(lesson):
-    notebook = nbformat.read(lesson, as_version=4)
-    notebook.cells[3].outputs[0].text = "thirds\n"
-    nbformat.write(notebook, lesson)
-    code, printed = run(PYTEST, lesson)
+def test_on_gpus_an_output_may_differ_and_an_error_may_not(lesson):
+    """`make test-gpu` runs nbval lax."""
+    break_lesson(lesson)
+    code, printed = run(PYTEST, lesson, "--nbval-lax")
     assert code == 1, printed
-    assert "1 failed, 2 passed" in printed
-
-
-def test_a_stored_output_removed(lesson):
-    change(lesson, 1, outputs=[])
-    code, printed = run(PYTEST, lesson)
-    assert code == 1, printed
-
-
-def test_a_cell_broken(lesson):
-    change(lesson, 1, source="half = 1 / 3\nhalf;")
-    code, printed = run(PYTEST, lesson)
-    assert code == 1, printed
+    assert "1 failed, 4 passed" in printed
     assert "AssertionError" in printed
 
 
-def test_a_cell_not_executed(lesson):
+def test_a_cell_not_executed_is_red(lesson):
     # nbval lets this one pass: it compares nothing with a cell that was never run.
-    change(lesson, 2, execution_count=None, outputs=[])
+    notebook = nbformat.read(lesson, as_version=4)
+    notebook.cells[-1].execution_count = None
+    nbformat.write(notebook, lesson)
     code, printed = run(CHECK, lesson)
     assert code == 1, printed
-    assert "halves.ipynb: two-halves: not executed" in printed
+    assert "halves: claim: not executed" in printed
+
+
+TESTS = """
+import os
+from pathlib import Path
+
+import pytest
+
+def test_folder():
+    folder = os.environ["COURSE_CHECKPOINTS"]
+    assert Path(folder).is_dir()
+    print("folder", folder, end=";")
+
+@pytest.mark.upstream
+def test_canary():
+    test_folder()
+    raise AssertionError
+"""
+
+
+def test_checkpoints_are_the_runs_own_and_canaries_stay_out(monkeypatch):
+    (ROOT / "build").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
+        monkeypatch.setenv("COURSE_CHECKPOINTS", f"{folder}/a learner's")
+        file = Path(folder) / "test_one.py"
+        file.write_text(TESTS)
+        # In one of xdist's processes, and in pytest's own
+        code, first = run(PYTEST, file, "-n1", "-rP")
+        assert code == 0, first
+        assert "1 passed" in first
+        code, second = run(PYTEST, file, "-m", "upstream")
+        assert code == 1
+        assert "1 failed, 1 deselected" in second
+    used = {text.split("folder ")[-1].split(";")[0] for text in (first, second)}
+    assert len({*used, f"{folder}/a learner's"}) == 3
+    assert not any(Path(name).exists() for name in used), "gone with the run"

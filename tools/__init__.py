@@ -1,6 +1,5 @@
 """What maintainers run, each as `python -m tools.NAME`; the Makefile calls them."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,45 +10,53 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 
 
-class NotebookError(ValueError):
-    """The file can't be read as a notebook; the message names it."""
-
-
-def lesson_files(names: Iterable[str], folder: Path = NOTEBOOKS) -> list[Path]:
-    """The named lessons' notebooks in the order given; all of them by name if none is.
+def lesson_files(names: Iterable[str] = (), folder: Path = NOTEBOOKS) -> list[Path]:
+    """The named lessons' notebooks; the core lessons' if none is named.
 
     Args:
-        names: "01_summary"; the notebook's own name or path will do too.
+        names: "01_summary", "deeper/01_what_summaries_miss", or "deeper" for all of
+            that folder; a notebook's path will do too.
 
     Raises:
         SystemExit: a name is no lesson's, or there are no lessons.
     """
-    lessons = {file.stem: file for file in sorted(folder.glob("*.ipynb"))}
-    if not lessons:
+    files = [file for name in names or ["."] for file in _named(name, folder)]
+    if not files:
         raise SystemExit(f"There are no lessons in {folder}.")
-    wanted = [Path(name).name.removesuffix(".ipynb") for name in names]
-    if unknown := [name for name in wanted if name not in lessons]:
-        raise SystemExit(
-            f"No such lesson: {', '.join(unknown)}. There are: {', '.join(lessons)}."
-        )
-    return [lessons[name] for name in wanted or lessons]
+    return files
+
+
+def _named(name: str, folder: Path) -> list[Path]:
+    name = name.removesuffix(".ipynb").removeprefix(f"{folder.name}/")
+    if (folder / name).is_dir():
+        return sorted((folder / name).glob("*.ipynb"))
+    if not (file := folder / f"{name}.ipynb").is_file():
+        found = ", ".join(lesson_name(file) for file in all_notebooks(folder))
+        raise SystemExit(f"No such lesson: {name}. There are: {found}.")
+    return [file]
+
+
+def all_notebooks(folder: Path = NOTEBOOKS) -> list[Path]:
+    """Every notebook of the course: core lessons, deeper ones, translations."""
+    return sorted(folder.glob("*.ipynb")) + sorted(folder.glob("[!.]*/*.ipynb"))
+
+
+def lesson_name(file: Path) -> str:
+    """The path within notebooks/: "01_summary", "deeper/01_what_summaries_miss"."""
+    path = file.absolute().with_suffix("").as_posix()
+    return path.rpartition("/notebooks/")[2]
 
 
 def read_notebook(path: Path) -> NotebookNode:
     """The notebook as it stands: nbformat.read would mend what a check is to find.
 
     Raises:
-        NotebookError: the file can't be read, or is no notebook of format 4.
+        ValueError: the file is no notebook of format 4; the message names it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        if json.loads(text)["nbformat"] != 4:
-            raise NotebookError(f"{path}: not a notebook of format 4")
-        return nbformat.v4.reads(text)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise NotebookError(f"{path}: not readable as a notebook: {error}") from None
-    except (KeyError, TypeError, AttributeError):  # JSON of another kind
-        raise NotebookError(f"{path}: not a notebook of format 4") from None
+        return nbformat.v4.reads(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a notebook of format 4: {error!r}") from None
 
 
 def notebook_text(notebook: NotebookNode) -> str:

@@ -1,29 +1,28 @@
-"""Carry the repository's address into the lessons' badges and setup cells.
+"""Carry your repository's address into badges, setup cells and `git clone` lines.
 
-    python -m tools.address                                  # after a change by hand
-    python -m tools.address https://github.com/OWNER/NAME    # for a copy of your own
+    python -m tools.address https://github.com/OWNER/NAME
 
-The address stands in pyproject.toml, [project.urls] Repository. Given one, the tool
-writes it there first. Then the setup cell and the Colab badge of every lesson, and the
-badges and `git clone` lines of README.md, follow it. All is worked out before anything
-is written: an address that is none, or a lesson with no badge or no setup cell, ends it
-with one line a fault and every file as it was.
+The address in pyproject.toml, [project.urls] Repository, is the one that is replaced:
+there, and wherever else it stands in the files below.
 """
 
-import argparse
 import re
-import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nbformat import NotebookNode
+from tools import ROOT
 
-from tools import ROOT, NotebookError, notebook_text, read_notebook
-
-PLACEHOLDER = "YOUR_NAME"
-ADDRESS = re.compile(r"https://github\.com/[\w-]+/[\w.-]+")
+FILES = (
+    "pyproject.toml",
+    "README*.md",
+    "notebooks/**/*.ipynb",
+    "docs/**/*.md",
+    "docs/**/*.yml",
+    "locale/**/*.po",
+)
+GITHUB = "https://github.com/"
+ADDRESS = re.compile(GITHUB + r"[\w-]+/[\w.-]*[\w-]")
 
 # The same in all lessons. Not `pip install -e`: a running kernel does not see that.
 SETUP = """\
@@ -42,36 +41,12 @@ BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{slug}/blob/main/notebooks/{lesson}.ipynb)"
 )
-ANY_BADGE = re.compile(
-    r"\[!\[[^]]*\]\([^)]*colab-badge\.svg\)\]"
-    r"\(https://colab\.research\.google\.com/github/[^)]*?/(?P<lesson>[^/)]+)\.ipynb\)"
-)
-ANY_CLONE = re.compile(r"(?<=git clone )" + ADDRESS.pattern)
-
-
-class AddressError(ValueError):
-    """The address is none, or a file has no place for it."""
 
 
 def repository(root: Path = ROOT) -> str:
     """The address in pyproject.toml: "https://github.com/OWNER/NAME"."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    return normalized(project["project"]["urls"]["Repository"])
-
-
-def normalized(address: str) -> str:
-    """The address as it is written everywhere, with no `.git` and no `/` at its end.
-
-    Raises:
-        AddressError: it is not like https://github.com/OWNER/NAME.
-    """
-    plain = address.removesuffix("/").removesuffix(".git")
-    if not ADDRESS.fullmatch(plain):
-        raise AddressError(
-            f"not a repository's address: {address!r}. "
-            "It should be like https://github.com/OWNER/NAME"
-        )
-    return plain
+    return project["project"]["urls"]["Repository"]
 
 
 def setup_cell(address: str) -> str:
@@ -80,100 +55,37 @@ def setup_cell(address: str) -> str:
 
 
 def badge(lesson: str, address: str) -> str:
-    """The lesson's "Open in Colab" badge, in Markdown."""
-    slug = address.removeprefix("https://github.com/")
-    return BADGE.format(slug=slug, lesson=lesson)
+    """The "Open in Colab" badge, in Markdown, of "01_summary" or "deeper/01_x"."""
+    return BADGE.format(slug=address.removeprefix(GITHUB), lesson=lesson)
 
 
-def carried(root: Path, address: str) -> Iterator[tuple[Path, str]]:
-    """The files of the course that the address changes, each with its new text.
-
-    Raises:
-        AddressError: a lesson has no badge in its first Markdown cell, or its first
-            code cell is no setup cell: one line for each.
-        NotebookError: a lesson can't be read.
-    """
-    faults = []
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
-        notebook = read_notebook(path)
-        first: dict[str, NotebookNode] = {}
-        for cell in notebook.cells:
-            first.setdefault(cell.cell_type, cell)
-        lesson, head, setup = path.stem, first.get("markdown"), first.get("code")
-        if head is None or not ANY_BADGE.search(head.source):
-            faults.append(
-                f"{path.name}: the first Markdown cell lacks {badge(lesson, address)}"
-            )
-        elif setup is None or "LESSON" not in setup.source:
-            faults.append(f"{path.name}: the first code cell is no setup cell")
-        else:
-            wanted = badge(lesson, address)
-            head.source = ANY_BADGE.sub(lambda _, wanted=wanted: wanted, head.source)
-            setup.source = setup_cell(lesson, address)
-            yield path, notebook_text(notebook)
-    if (readme := root / "README.md").exists():
-        text = readme.read_text(encoding="utf-8")
-        text = ANY_BADGE.sub(lambda match: badge(match["lesson"], address), text)
-        yield readme, ANY_CLONE.sub(lambda _: address, text)
-    if faults:
-        raise AddressError("\n".join(faults))
-
-
-def point(root: Path, address: str) -> list[Path]:
+def move(address: str, root: Path = ROOT) -> list[Path]:
     """Make the address the repository's, everywhere; returns the files changed.
 
     Raises:
-        AddressError: see `normalized` and `carried`; no file has been changed.
+        ValueError: it is not like https://github.com/OWNER/NAME; nothing is changed.
     """
-    address = normalized(address)
-    project = root / "pyproject.toml"
-    text = re.sub(
-        r'(?m)^(Repository = )".*"$',
-        lambda match: f'{match[1]}"{address}"',
-        project.read_text(encoding="utf-8"),
-    )
-    changed = [
-        (path, text)
-        for path, text in [(project, text), *carried(root, address)]
-        if text != path.read_text(encoding="utf-8")
-    ]
-    for path, text in changed:
-        path.write_text(text, encoding="utf-8")
-    return [path for path, _ in changed]
-
-
-def address_of_origin(root: Path) -> str | None:
-    """The address of the git remote `origin`, if that is on github.com."""
-    try:
-        command = ["git", "-C", str(root), "remote", "get-url", "origin"]
-        url = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError:  # no git
-        return None
-    url = re.sub(r"^(ssh://)?git@github\.com[:/]", "https://github.com/", url)
-    try:
-        return normalized(url)
-    except AddressError:
-        return None
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Raises SystemExit with one line a fault."""
-    description, *_ = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser("python -m tools.address", None, description)
-    parser.add_argument("url", nargs="?", metavar="URL")
-    url = parser.parse_args(arguments).url
-    try:
-        address = normalized(url) if url else repository()
-        changed = point(ROOT, address)
-    except (AddressError, NotebookError) as error:
-        sys.exit(str(error))
-    for path in changed:
-        print(f"{path.relative_to(ROOT)}: {address}")
-    if not changed:
-        print(f"All agree already: {address}")
-    if PLACEHOLDER in address and (origin := address_of_origin(ROOT)):
-        print(f"That is a placeholder. For your own: make address URL={origin}")
+    address = address.removesuffix("/").removesuffix(".git")
+    if not ADDRESS.fullmatch(address):
+        raise ValueError(f"not like {GITHUB}OWNER/NAME: {address!r}")
+    old, new = (url.removeprefix(GITHUB) for url in (repository(root), address))
+    # github.com/OWNER/NAME, and Colab's /github/OWNER/NAME; not /OWNER/NAME-2
+    place = re.compile(rf"(github(?:\.com)?/){re.escape(old)}(?![\w-]|\.(?!git\b)\w)")
+    changed = []
+    for path in sorted(file for pattern in FILES for file in root.glob(pattern)):
+        text = path.read_text(encoding="utf-8")
+        moved = place.sub(lambda match: match[1] + new, text)
+        if moved != text:
+            path.write_text(moved, encoding="utf-8")
+            changed.append(path)
+    return changed
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) != 2:
+        sys.exit(f"make address URL={GITHUB}OWNER/NAME; it is {repository()} now")
+    try:
+        for path in move(sys.argv[1]):
+            print(path.relative_to(ROOT))
+    except ValueError as error:
+        sys.exit(str(error))

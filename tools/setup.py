@@ -1,12 +1,11 @@
-"""Make the virtual environment that the Makefile's targets run in.
+"""Make a virtual environment, or bring it up to date; the Makefile calls this.
 
-    python3 tools/setup.py .venv constraints.txt
-    python3 tools/setup.py .venv-bench constraints.txt requirements-bench.txt
+    python3 tools/setup.py .venv/.complete requirements.txt constraints.txt ...
 
-Nothing is done when the environment is complete and its requirements have not changed.
-A file `.complete` in the environment says so; it is written last, so an environment
-whose set-up was interrupted has none and is made again from the start (pip's cache
-keeps what was downloaded). Needs Python's standard library alone.
+The first argument is the stamp, the rest what it depends on. The stamp is written last:
+an environment without one is unfinished, and is made again from the start (pip's cache
+keeps what was downloaded). One that holds neither MARKER nor a stamp was made by
+someone else, and is never touched.
 """
 
 # Old Pythons must get as far as the message that they are too old: no new syntax here.
@@ -16,134 +15,101 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-OLDEST, NEWEST = (3, 11), (3, 13)
-NEEDED_GB = 7  # measured: 6.5 GB with torch's CUDA libraries
-PROBE = "torchsummary==1.5.1"  # 3 KB, and the course needs it anyway
+MARKER = ".made-by-make"
+NEEDED_GB = 7  # measured: 6.5 GB with PyTorch's CUDA libraries
 
 
 def stop(message):
     sys.exit("Set-up stopped: " + message)
 
 
-def check_python():
+def check_machine():
+    """Stop if no environment can be made here."""
     name = "{}.{}".format(*sys.version_info[:2])
-    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         stop(
             f"Python {name} was found, 3.11, 3.12 or 3.13 is needed. "
             "Name one, for example: make course PYTHON=python3.12"
         )
     try:
         import ensurepip  # noqa: F401
-        import venv  # noqa: F401
     except ImportError:
         stop(
-            f"this Python has no venv module. On Debian or Ubuntu: "
+            "this Python has no venv module. On Debian or Ubuntu: "
             f"sudo apt install python{name}-venv"
         )
-
-
-def check_disk():
-    free_gb = shutil.disk_usage(str(ROOT)).free / 1e9
+    free_gb = shutil.disk_usage(".").free / 1e9
     if free_gb < NEEDED_GB:
         stop(
-            f"{free_gb:.1f} GB are free in {ROOT}, {NEEDED_GB} GB are needed "
-            "(torch brings its CUDA libraries)."
+            f"{free_gb:.1f} GB are free in {Path.cwd()}, {NEEDED_GB} GB are needed "
+            "(PyTorch brings its CUDA libraries)."
         )
 
 
-def check_network(python):
-    """Fetch one tiny package with pip's own settings: index, mirror or proxy."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [python, "-m", "pip", "download", "--quiet", "--no-deps"]
-        options = ["--no-cache-dir", "--retries", "1", "--timeout", "20"]
-        if subprocess.run(
-            [*command, *options, "--dest", folder, PROBE], capture_output=True
-        ).returncode:
-            stop(
-                "pip reaches no package index. Check the network "
-                f"(behind a proxy: HTTPS_PROXY), then try: pip download {PROBE}"
-            )
+def make(env):
+    """Make the environment, over what an unfinished one has left."""
+    if env.is_dir():
+        (env / MARKER).touch()  # first: whatever interrupts this, the folder is ours
+        for old in env.iterdir():
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(str(old))
+            elif old.name != MARKER:
+                old.unlink()
+    check_machine()
+    env.mkdir(exist_ok=True)
+    (env / MARKER).touch()
+    if subprocess.call([sys.executable, "-m", "venv", str(env)]):
+        stop(f"{sys.executable} could not make a virtual environment in {env}.")
 
 
-def fingerprint(constraints, *more):
-    """What the environment depends on; its own place too, as it can't be moved."""
-    digest = hashlib.sha256(str(ROOT).encode())
-    for name in ("requirements.txt", "pyproject.toml", constraints, *more):
-        digest.update((ROOT / name).read_bytes())
-    return digest.hexdigest()
-
-
-def works(python):
-    return os.access(python, os.X_OK) and not subprocess.call([python, "-c", ""])
-
-
-def main(env_name, constraints, *more):
-    """`more`: files of requirements beyond the course's own."""
-    # Two commands started at once: the second waits here, and finds all done.
-    lock = os.open(str(ROOT), os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        bring_up_to_date(env_name, constraints, *more)
-    finally:
-        os.close(lock)
-
-
-def bring_up_to_date(env_name, constraints, *more):
-    env = ROOT / env_name
-    python, stamp = str(env / "bin" / "python"), env / ".complete"
-    wanted = fingerprint(constraints, *more)
-    if stamp.exists() and works(python):
-        if stamp.read_text() == wanted:
-            return
-        print(f"The requirements have changed: bringing {env_name} up to date.")
-        check_network(python)
+def bring_up_to_date(stamp, files):
+    env = stamp.parent
+    python = env / "bin" / "python"
+    digest = hashlib.sha256(b"".join(Path(f).read_bytes() for f in files)).hexdigest()
+    if python.exists() and stamp.exists() and stamp.read_text() == digest:
+        stamp.touch()  # newer files, the same text; or another command has done it
+        return
+    ours = stamp.exists() or (env / MARKER).exists()
+    ours = ours or (env.is_dir() and not any(env.iterdir()))
+    if not ours and os.path.lexists(str(env)):
+        stop(
+            f"`make` did not make the {env} that is here, and leaves it alone. Rename "
+            "it and run the command again; or use it without `make`: install "
+            "requirements.txt in it and open the notebooks."
+        )
+    if stamp.exists() and python.exists():
+        (env / MARKER).touch()
+        stamp.unlink()
     else:
-        check_python()
-        if env.exists():
-            print(f"{env_name} was left unfinished: making it again.")
-            shutil.rmtree(str(env))
-        check_disk()
-        try:
-            subprocess.run(
-                [sys.executable, "-m", "venv", str(env)],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-            check_network(python)
-        except subprocess.CalledProcessError:
-            shutil.rmtree(str(env), ignore_errors=True)
-            stop(f"{sys.executable} could not make a virtual environment in {env}.")
-        except BaseException:
-            shutil.rmtree(str(env), ignore_errors=True)
-            raise
+        make(env)
 
-    stamp.unlink(missing_ok=True)
-    print(f"Installing into {env_name}: about 6 GB, a few minutes the first time.")
-    bar = "on" if sys.stdout.isatty() else "off"
-    install = [python, "-m", "pip", "install", "--progress-bar", bar, "--quiet"]
-    if sys.stdout.isatty():
-        install.remove("--quiet")
-    install += ["-c", constraints, "-e", ".[test]"]
-    for name in more:
-        install += ["-r", name]
-    if subprocess.call(install, cwd=str(ROOT)):
-        stop("pip could not install everything (see above). Run the command again.")
+    print(f"Installing into {env}: {NEEDED_GB} GB, a few minutes the first time.")
+    install = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    install += [] if sys.stdout.isatty() else ["--quiet"]
+    for name in files:
+        install += ["-c" if name.startswith("constraints") else "-r", name]
+    if subprocess.call(install):
+        stop(
+            "pip could not install everything (see above). If it reached no package "
+            "index, check the network (behind a proxy: HTTPS_PROXY). Then run the "
+            "command again."
+        )
     # A torch and a torchvision of different builds install and then do not import.
     pair = "import torch, torchvision; torchvision.ops.nms"
-    if subprocess.call([python, "-c", pair]):
+    if subprocess.call([str(python), "-c", pair]):
         stop(
             "torch and torchvision do not fit together (see above). README.md, "
             "'Troubleshooting', says how that happens."
         )
-    stamp.write_text(wanted)
+    stamp.write_text(digest)
 
 
 if __name__ == "__main__":
+    lock = os.open(".", os.O_RDONLY)
     try:
-        main(*sys.argv[1:])
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two commands at once, one waits here
+        bring_up_to_date(Path(sys.argv[1]), sys.argv[2:])
     except KeyboardInterrupt:
-        stop("interrupted. The same command starts it again.")
+        stop("interrupted. The same command goes on with it.")

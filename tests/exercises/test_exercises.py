@@ -1,12 +1,13 @@
 """Every exercise: its solution passes, and each wrong answer is told what is wrong."""
 
+import inspect
 import random
 
 import numpy as np
 import pytest
 import torch
 
-from exercises import Exercise, Wrong, all_exercises
+from exercises import Exercise, Wrong, all_exercises, not_begun
 
 EXERCISES = {f"{e.lesson}.{e.name}": e for e in all_exercises()}
 WRONG = [
@@ -35,6 +36,28 @@ def test_what_the_notebook_holds_is_not_begun(exercise, capsys):
     for answer in (exercise.start, None, ..., lambda *_: None):
         exercise.check(answer)
         assert "Not begun" in capsys.readouterr().out
+
+
+class Begin:
+    """As in an exercise: it uses a module that this file imports."""
+
+    def draw(self, numbers):
+        for _ in numbers:
+            if random.random() > 0.5:
+                return [random.choice(numbers) for _ in range(2)]
+        return torch.zeros(4)
+
+
+def test_the_same_code_in_a_cell_is_not_begun():
+    """There the imports stand in another cell, and the bytes of the code differ."""
+    source = inspect.getsource(Begin)
+    cell, changed = {}, {}
+    exec(source, cell)
+    exec(source.replace("> 0.5", "< 0.5"), changed)
+    assert cell["Begin"].draw.__code__.co_code != Begin.draw.__code__.co_code
+    assert not_begun(cell["Begin"], Begin)
+    assert not_begun(cell["Begin"].draw, Begin.draw)
+    assert not not_begun(changed["Begin"], Begin)
 
 
 @each

@@ -1,16 +1,16 @@
-"""What the checkpoint tests share: small trainings, and disks that fail on order."""
+"""What the checkpoint tests share: small runs, and a disk that fails on order."""
 
-import errno
-import io
+import contextlib
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -32,6 +32,13 @@ def fingerprint(value: Any) -> Any:
     return repr(value)
 
 
+def everything(**parts: Any) -> Any:
+    """The fingerprint of the parts and of all random states."""
+    states = {key: part and part.state_dict() for key, part in parts.items()}
+    numbers = np.random.get_state()[1].tolist()
+    return fingerprint([states, random.getstate(), numbers, torch.get_rng_state()])
+
+
 class Noisy(Dataset):
     """24 samples, each changed by all three random number generators when read."""
 
@@ -48,68 +55,43 @@ class Noisy(Dataset):
         return self.x[index] + 0.1 * noise, self.y[index]
 
 
-def small_model(classes: int = 3, width: int = 8) -> nn.Sequential:
+def small_model(classes: int = 3) -> nn.Sequential:
     """With BatchNorm (buffers) and dropout (random numbers)."""
-    return nn.Sequential(
-        nn.Linear(4, width),
-        nn.BatchNorm1d(width),
-        nn.ReLU(),
-        nn.Dropout(0.3),
-        nn.Linear(width, classes),
-    )
+    layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, classes)
+    return nn.Sequential(*layers)
 
 
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+class Run:
+    """A training run with everything that one can have, built from a seed."""
 
-
-def adam(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=0.01)
-
-
-@dataclass
-class Training:
-    """Everything that a training consists of, built anew from a seed."""
-
-    seed: int = 0
-    build_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd
-    workers: int = 0
-    with_scheduler: bool = True
-    with_generator: bool = True
-    persistent: bool = False
-    losses: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        random.seed(self.seed)
-        np.random.seed(self.seed)
-        torch.manual_seed(self.seed)
-        self.model = small_model()
-        self.optimizer = self.build_optimizer(self.model)
-        self.scheduler = self.generator = None
-        if self.with_scheduler:
-            self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1, 0.7)
-        if self.with_generator:
-            self.generator = torch.Generator().manual_seed(self.seed)
+    def __init__(
+        self,
+        seed: int = 0,
+        optimizer: Callable = lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        scheduler: Callable = lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(
+            o, 6
+        ),
+        generator: bool = True,
+        **loader_options: Any,
+    ) -> None:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        self.model, self.losses = small_model(), []
+        self.optimizer = optimizer(self.model.parameters())
+        self.scheduler = scheduler(self.optimizer)
+        self.generator = torch.Generator().manual_seed(seed) if generator else None
         self.loader = DataLoader(
-            Noisy(),
-            batch_size=8,
-            shuffle=True,
-            num_workers=self.workers,
-            generator=self.generator,
-            persistent_workers=self.persistent,
+            Noisy(), 8, shuffle=True, generator=self.generator, **loader_options
         )
 
     def parts(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "generator": self.generator,
-        }
+        names = ("model", "optimizer", "scheduler", "generator")
+        return {name: getattr(self, name) for name in names}
 
-    def train(self, first: int, last: int) -> "Training":
-        for _ in range(first, last + 1):
-            self.model.train()
+    def train(self, epochs: int) -> "Run":
+        self.model.train()
+        for _ in range(epochs):
             for x, y in self.loader:
                 loss = nn.functional.cross_entropy(self.model(x), y)
                 self.optimizer.zero_grad()
@@ -120,28 +102,15 @@ class Training:
                 self.scheduler.step()
         return self
 
-    def state(self) -> dict[str, Any]:
-        """The fingerprints of what training changes."""
-        return {
-            "model": fingerprint(self.model.state_dict()),
-            "optimizer": fingerprint(self.optimizer.state_dict()),
-            "scheduler": self.scheduler and fingerprint(self.scheduler.state_dict()),
-            "generator": self.generator and fingerprint(self.generator.get_state()),
-            "torch": fingerprint(torch.get_rng_state()),
-            "python": random.getstate(),
-            "numpy": fingerprint(np.random.get_state()[1].tolist()),
-        }
+    def state(self) -> Any:
+        generator = self.generator and fingerprint(self.generator.get_state())
+        parts = {key: part for key, part in self.parts().items() if key != "generator"}
+        return everything(**parts), generator
 
 
-def good_epochs(folder: Path) -> list[int]:
-    """The epochs listed in the folder, after a look that every file verifies."""
+def epochs(folder: Path) -> list[int]:
+    """The epochs listed in the folder; every file must verify."""
     return [read_checkpoint(file)["epoch"] for file in list_checkpoints(folder)]
-
-
-def strays(folder: Path) -> list[str]:
-    """What stands in the folder beside the checkpoints."""
-    listed = {file.name for file in list_checkpoints(folder)}
-    return sorted(file.name for file in folder.iterdir() if file.name not in listed)
 
 
 def unreadable(folder: Path) -> list[Path]:
@@ -154,69 +123,96 @@ def unreadable(folder: Path) -> list[Path]:
     return bad
 
 
-class Disk:
-    """Counts and names the operations under one folder, and fails on order.
+def strays(folder: Path) -> list[str]:
+    """What stands in the folder beside the checkpoints."""
+    return sorted({f.name for f in folder.iterdir()} - set(names(folder)))
 
-    `fail(operation, number)` is asked before each one and returns an OSError to raise,
-    or None. Operations: mkdir, list, open, write, fsync, read, replace, delete.
+
+def names(folder: Path) -> list[str]:
+    return [file.name for file in list_checkpoints(folder)]
+
+
+def flip_a_bit(file: Path) -> None:
+    """In a tensor's bytes, where `torch.load` does not notice it."""
+    content = torch.load(file, weights_only=True)
+    tensor = next(t for t in content["model_state_dict"].values() if t.numel() > 3)
+    raw = bytearray(file.read_bytes())
+    raw[raw.index(tensor.numpy().tobytes())] ^= 1
+    file.write_bytes(raw)
+    torch.load(file, weights_only=True)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str = "size=2m") -> Iterator[None]:
+    """A real file system of 2 MiB at `folder`, where this process may mount one."""
+    mount = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no right to mount a file system here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Root may write and delete anywhere; so not as root."""
+    as_root = os.geteuid() == 0
+    if as_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if as_root:
+            os.seteuid(0)
+
+
+OPERATIONS = {
+    "open": "open",
+    "os.rename": "rename",
+    "os.remove": "delete",
+    "os.mkdir": "mkdir",
+    "os.listdir": "list",
+    "os.scandir": "list",
+}
+_asked: list[Callable[[str, str], None]] = []
+
+
+def _audit(event: str, args: tuple) -> None:
+    if _asked and event in OPERATIONS and args:
+        _asked[-1](OPERATIONS[event], str(args[0]))
+
+
+sys.addaudithook(_audit)
+
+
+@contextlib.contextmanager
+def failing(
+    folder: Path, fail: Callable[[str, int], OSError | None] = lambda *_: None
+) -> Iterator[list[str]]:
+    """Asks `fail(operation, number)` before each operation on the folder, from 1 on.
+
+    Python itself announces them (`sys.addaudithook`), except fsync. Yields the list of
+    the operations so far.
     """
+    log, fsync = [], os.fsync
 
-    def __init__(self, fail: Callable[[str, int], OSError | None]) -> None:
-        self.fail, self.log = fail, []
+    def ask(operation: str, path: str) -> None:
+        if path.startswith(str(folder)):
+            log.append(operation)
+            if error := fail(operation, len(log)):
+                raise error
 
-    def step(self, operation: str) -> None:
-        self.log.append(operation)
-        if error := self.fail(operation, len(self.log)):
-            raise error
+    def asked_fsync(descriptor: int) -> None:
+        ask("fsync", str(folder))
+        fsync(descriptor)
 
-    @contextmanager
-    def under(self, folder: Path) -> Iterator["Disk"]:
-        disk, names = self, {"mkdir": "mkdir", "iterdir": "list", "unlink": "delete"}
-        names["replace"] = "replace"
-        real_open, real_fsync = Path.open, os.fsync
-        real = {name: getattr(Path, name) for name in names}
-
-        class Stream(io.FileIO):
-            def write(self, data: Any) -> int:
-                disk.step("write")
-                return super().write(data)
-
-        def opened(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            if not path.is_relative_to(folder):
-                return real_open(path, mode, *args, **kwargs)
-            disk.step("open" if "w" in mode else "read")
-            if "w" in mode:
-                return io.BufferedWriter(Stream(path, mode.replace("b", "")))
-            return real_open(path, mode, *args, **kwargs)
-
-        def fsync(descriptor: int) -> None:
-            disk.step("fsync")
-            real_fsync(descriptor)
-
-        def patched(name: str) -> Callable:
-            def call(path: Path, *args: Any, **kwargs: Any) -> Any:
-                if path.is_relative_to(folder):
-                    disk.step(names[name])
-                return real[name](path, *args, **kwargs)
-
-            return call
-
-        try:
-            Path.open, os.fsync = opened, fsync
-            for name in names:
-                setattr(Path, name, patched(name))
-            yield self
-        finally:
-            Path.open, os.fsync = real_open, real_fsync
-            for name, function in real.items():
-                setattr(Path, name, function)
-
-
-def always(operation: str, number: int) -> Callable[[str, int], OSError | None]:
-    """Each such operation fails with this errno."""
-    return lambda name, _: (
-        OSError(number, os.strerror(number)) if name == operation else None
-    )
-
-
-FULL, GONE, IO_ERROR = errno.ENOSPC, errno.ENOTCONN, errno.EIO
+    _asked.append(ask)
+    os.fsync = asked_fsync
+    try:
+        yield log
+    finally:
+        os.fsync = fsync
+        _asked.pop()

@@ -1,15 +1,16 @@
 """Files that are damaged, foreign or malicious: an error, and never a wrong value."""
 
+import os
 import pickle
 import random
-import struct
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_support import Training, fingerprint, good_epochs, strays
+from checkpoint_support import Run, fingerprint, flip_a_bit, unreadable
 from torch import nn
 
 from helpers.checkpoint import (
@@ -21,13 +22,14 @@ from helpers.checkpoint import (
 )
 from helpers.models import SmallCNN
 
+FLIPS = int(os.environ.get("CHECKPOINT_FLIPS", "200"))
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good checkpoint of a small training, about 40 kB."""
-    training = Training().train(1, 1)
+    """A good checkpoint of a small run, about 20 kB."""
     folder = tmp_path_factory.mktemp("whole")
-    return save_checkpoint(folder, epoch=1, **training.parts(), loss=0.5, acc=0.5)
+    return save_checkpoint(folder, epoch=1, **Run().train(1).parts(), loss=0.5, acc=0.5)
 
 
 @pytest.fixture
@@ -38,39 +40,34 @@ def damaged(whole: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def assert_refused_untouched(file: Path) -> None:
+def assert_refused_untouched(file: Path, match: str = "no good checkpoint") -> None:
     """Reading and loading raise, and what a load was given is as it was."""
-    training = Training(seed=3)
-    before = training.state()
-    with pytest.raises(CheckpointError):
+    run = Run(seed=3)
+    before = run.state()
+    with pytest.raises(CheckpointError, match=match):
         read_checkpoint(file)
-    with pytest.raises(CheckpointError):
-        load_checkpoint(file, **training.parts())
-    assert training.state() == before
+    with pytest.raises(CheckpointError, match=match):
+        load_checkpoint(file, **run.parts())
+    assert run.state() == before
 
 
-def test_case_21_empty_file(damaged: Path) -> None:
-    damaged.write_bytes(b"")
-    assert_refused_untouched(damaged)
-
-
-def test_case_22_truncated_at_30_places(whole: Path, damaged: Path) -> None:
+def test_an_empty_file_and_one_truncated_at_30_places(
+    whole: Path, damaged: Path
+) -> None:
     raw, draw = whole.read_bytes(), random.Random(22)
-    ends = [1, 30, 100, len(raw) // 2, len(raw) - 100, len(raw) - 22, len(raw) - 1]
-    ends += [draw.randrange(1, len(raw)) for _ in range(30 - len(ends))]
-    for end in ends:
+    ends = [0, 1, 30, len(raw) // 2, len(raw) - 22, len(raw) - 1]
+    for end in ends + [draw.randrange(1, len(raw)) for _ in range(25)]:
         damaged.write_bytes(raw[:end])
         assert_refused_untouched(damaged)
-    assert len(ends) == 30
 
 
-def test_case_23_300_random_bit_flips(whole: Path, damaged: Path) -> None:
-    """No flip is loaded as another value; 200 anywhere, 100 in the zip's own tables."""
+def test_random_bit_flips_never_give_another_value(whole: Path, damaged: Path) -> None:
+    """Two thirds anywhere, one third in the zip's own tables."""
     raw, draw = whole.read_bytes(), random.Random(23)
     right = fingerprint(read_checkpoint(whole))
     tables = zipfile.ZipFile(whole).start_dir
-    bits = [draw.randrange(8 * len(raw)) for _ in range(200)]
-    bits += [draw.randrange(8 * tables, 8 * len(raw)) for _ in range(100)]
+    bits = [draw.randrange(8 * len(raw)) for _ in range(FLIPS * 2 // 3)]
+    bits += [draw.randrange(8 * tables, 8 * len(raw)) for _ in range(FLIPS // 3)]
     refused = silent = wrong_in_torch = 0
     for bit in bits:
         flipped = bytearray(raw)
@@ -91,34 +88,54 @@ def test_case_23_300_random_bit_flips(whole: Path, damaged: Path) -> None:
         "silently wrong"
     )
     assert silent == 0
-    assert refused >= 60, "the flips hit nothing"
-    assert wrong_in_torch >= 20, "torch.load notices now: testzip may be superfluous"
+    assert refused >= len(bits) // 5, "the flips hit nothing"
 
 
-def test_case_24_zeroed_page_and_swapped_blocks(whole: Path, damaged: Path) -> None:
-    raw, draw, done = whole.read_bytes(), random.Random(24), 0
-    while done < 20:
-        changed, size = bytearray(raw), 512 if done % 2 else 4096
+def flag_as_a_folder(file: Path) -> None:
+    """Flip the bit in the zip's table that makes a folder of the first tensor."""
+    raw = bytearray(file.read_bytes())
+    entry = raw.rindex(b"PK\x01\x02", 0, raw.rindex(b"data/0"))
+    raw[entry + 38] ^= 16
+    file.write_bytes(raw)
+
+
+def test_a_tensor_that_is_flagged_as_a_folder(damaged: Path) -> None:
+    """No CRC covers the flag; torch.load gives memory that nobody has written to."""
+    flag_as_a_folder(damaged)
+    assert zipfile.ZipFile(damaged).testzip() is None
+    assert_refused_untouched(damaged, "data/0")
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize("harm", [flip_a_bit, flag_as_a_folder])
+def test_torch_load_does_not_notice_a_flipped_bit(
+    damaged: Path, harm: Callable
+) -> None:
+    """If it does one day, the helper's own checks are superfluous: pytorch#126952."""
+    harm(damaged)
+    torch.load(damaged, weights_only=True)
+
+
+def test_zeroed_pages_and_swapped_blocks(whole: Path, damaged: Path) -> None:
+    raw, draw, refused = whole.read_bytes(), random.Random(24), 0
+    right = fingerprint(read_checkpoint(whole))
+    for turn in range(40):
+        changed, size = bytearray(raw), 512
         a, b = (draw.randrange(len(raw) // size) * size for _ in range(2))
-        if done % 2:
-            changed[a : a + size], changed[b : b + size] = (
-                raw[b:][:size],
-                raw[a:][:size],
-            )
-        else:
+        if turn % 2:
             changed[a : a + size] = bytes(size)
-        if bytes(changed) != raw:
-            assert len(changed) == len(raw)
-            damaged.write_bytes(changed)
-            try:
-                same = read_checkpoint(damaged)
-            except CheckpointError:
-                done += 1
-            else:  # nothing but padding between the records was changed
-                assert fingerprint(same) == fingerprint(read_checkpoint(whole))
+        else:
+            changed[a : a + size] = raw[b : b + size]
+            changed[b : b + size] = raw[a : a + size]
+        damaged.write_bytes(changed)
+        try:  # what is changed may be padding between the records
+            assert fingerprint(read_checkpoint(damaged)) == right
+        except CheckpointError:
+            refused += 1
+    assert refused >= 20
 
 
-def test_case_25_valid_zip_with_a_record_missing(whole: Path, damaged: Path) -> None:
+def test_a_valid_zip_with_a_record_missing(whole: Path, damaged: Path) -> None:
     source, right = zipfile.ZipFile(whole), fingerprint(read_checkpoint(whole))
     needed = 0
     for missing in source.namelist():
@@ -127,15 +144,57 @@ def test_case_25_valid_zip_with_a_record_missing(whole: Path, damaged: Path) -> 
                 if name != missing:
                     target.writestr(name, source.read(name))
         assert zipfile.ZipFile(damaged).testzip() is None, "not a valid zip: no test"
-        if "/data" in missing and "serialization_id" not in missing:
-            needed += 1
+        try:
+            assert fingerprint(read_checkpoint(damaged)) == right
+        except CheckpointError:
             assert_refused_untouched(damaged)
-        else:
-            try:
-                assert fingerprint(read_checkpoint(damaged)) == right
-            except CheckpointError:
-                needed += 1
+            needed += 1
     assert needed > 10
+
+
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "html": lambda file: file.write_text("<!DOCTYPE html><title>Sign in</title>"),
+    "random": lambda file: file.write_bytes(random.Random(26).randbytes(50_000)),
+    "zip head": lambda file: file.write_bytes(b"PK\x03\x04" + bytes(500)),
+    "pickle": lambda file: file.write_bytes(pickle.dumps({"format_version": 2})),
+    "legacy": lambda file: torch.save(
+        {"epoch": 1}, file, _use_new_zipfile_serialization=False
+    ),
+    "foreign": lambda file: torch.save({"epoch": 1}, file),
+    "list": lambda file: torch.save([1], file),
+    "tensor": lambda file: torch.save(torch.zeros(3), file),
+    "torchscript": lambda file: torch.jit.script(nn.Linear(2, 2)).save(str(file)),
+    "other zip": lambda file: zipfile.ZipFile(file, "w").writestr("a.txt", "hello"),
+    "whole model": lambda file: torch.save(SmallCNN(), file),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.filterwarnings("ignore")
+def test_other_things_under_the_name(damaged: Path, kind: str) -> None:
+    damaged.unlink()
+    OTHERS[kind](damaged)
+    assert damaged.stat().st_size
+    assert_refused_untouched(damaged, damaged.name)
+
+
+def test_an_unknown_format_version_and_a_missing_part(damaged: Path) -> None:
+    content = torch.load(damaged, weights_only=True)
+    for version in (1, 3, "2", None):
+        torch.save({**content, "format_version": version}, damaged)
+        assert_refused_untouched(damaged, f"format version {version}")
+    for part in content.keys() - {"format_version", "epoch"}:
+        torch.save({key: content[key] for key in content if key != part}, damaged)
+        run = Run(seed=3)
+        before = run.state()
+        with pytest.raises(CheckpointError, match=part):
+            load_checkpoint(damaged, **run.parts())
+        assert run.state() == before
+
+
+def test_a_renamed_file_of_another_epoch(damaged: Path) -> None:
+    renamed = damaged.rename(damaged.parent / "checkpoint_model_2_0.5000_0.5000.pt")
+    assert_refused_untouched(renamed, "holds epoch 1")
 
 
 class Payload:
@@ -145,182 +204,66 @@ class Payload:
         self.mark = mark
 
     def __reduce__(self) -> tuple:
-        return (Path.touch, (self.mark,))
-
-
-class OsPayload(Payload):
-    def __reduce__(self) -> tuple:
-        import os
-
         return (os.system, (f"touch '{self.mark}'",))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda file: file.write_text("<!DOCTYPE html><title>Sign in</title>"),
-        lambda file: file.write_bytes(random.Random(26).randbytes(50_000)),
-        lambda file: file.write_bytes(b"PK\x03\x04" + bytes(500)),
-        lambda file: file.write_bytes(pickle.dumps({"format_version": 1})),
-        lambda file: torch.save(
-            {"epoch": 1}, file, _use_new_zipfile_serialization=False
-        ),
-        lambda file: torch.save({"epoch": 1}, file),
-        lambda file: torch.save([1], file),
-        lambda file: torch.jit.script(nn.Linear(2, 2)).save(str(file)),
-        lambda file: zipfile.ZipFile(file, "w").writestr("hello.txt", "hello"),
-    ],
-    ids=[
-        "html",
-        "random",
-        "zip_head",
-        "pickle",
-        "legacy",
-        "foreign",
-        "list",
-        "torchscript",
-        "other_zip",
-    ],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_case_26_other_things_under_the_name(damaged: Path, make: object) -> None:
-    damaged.unlink()
-    made = make(damaged)
-    del made
-    assert damaged.stat().st_size
-    assert_refused_untouched(damaged)
-
-
-def three_epochs(folder: Path) -> tuple[Training, list[Path]]:
-    training, files = Training(), []
-    for epoch in (1, 2, 3):
-        training.train(epoch, epoch)
-        files.append(save_checkpoint(folder, epoch=epoch, **training.parts()))
-    return training, files
-
-
-@pytest.mark.parametrize("bad", [1, 2])
-def test_case_27_newest_corrupt_the_one_before_is_loaded_with_a_warning(
-    tmp_path: Path, bad: int
-) -> None:
-    _, files = three_epochs(tmp_path)
-    for file in files[-bad:]:
-        raw = bytearray(file.read_bytes())
-        raw[raw.index(b"model_state_dict")] ^= 16
-        file.write_bytes(raw)
-    training = Training(seed=3)
-    with pytest.warns(UserWarning, match="is passed over") as seen:
-        epoch = load_checkpoint(tmp_path, **training.parts())["epoch"]
-    assert epoch == 3 - bad
-    text = "\n".join(str(warning.message) for warning in seen)
-    assert [file.name in text for file in files] == [i >= 3 - bad for i in range(3)]
-    assert all(warning.filename == __file__ for warning in seen)
-    expected = read_checkpoint(files[2 - bad])["model_state_dict"]
-    assert fingerprint(training.model.state_dict()) == fingerprint(expected)
-    with pytest.raises(CheckpointError):  # a file that was named raises
-        load_checkpoint(files[-1], **training.parts())
-
-
-def test_case_28_all_corrupt_the_model_is_untouched(tmp_path: Path) -> None:
-    _, files = three_epochs(tmp_path)
-    for file in files:
-        file.write_bytes(file.read_bytes()[:-1])
-    training = Training(seed=3)
-    before = training.state()
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        with pytest.raises(CheckpointError, match="no good checkpoint") as error:
-            load_checkpoint(tmp_path, **training.parts())
-    assert len(seen) == 3
-    assert all(file.name in str(error.value) for file in files)
-    assert training.state() == before
-
-
-@pytest.mark.parametrize("name", ["2_0.5000_0.5000", "1_0.4000_0.5000", "1_none_nan"])
-def test_case_29_name_and_content_disagree(damaged: Path, name: str) -> None:
-    renamed = damaged.rename(damaged.parent / f"checkpoint_model_{name}.pt")
-    with pytest.raises(CheckpointError, match=damaged.name):
-        read_checkpoint(renamed)
-    assert_refused_untouched(renamed)
-
-
-@pytest.mark.parametrize("version", [2, 0, "1", None])
-def test_case_30_unknown_format_version(damaged: Path, version: object) -> None:
-    content = torch.load(damaged, weights_only=True)
-    torch.save({**content, "format_version": version}, damaged)
-    with pytest.raises(CheckpointError, match=f"format version {version}"):
-        read_checkpoint(damaged)
-    assert_refused_untouched(damaged)
-
-
-@pytest.mark.parametrize("part", ["loss", "forms", "model_state_dict", "epoch"])
-def test_a_dict_that_lacks_a_part_is_no_checkpoint(damaged: Path, part: str) -> None:
-    """Somebody's own dict may have a format_version, too."""
-    content = torch.load(damaged, weights_only=True)
-    del content[part]
-    torch.save(content, damaged)
-    assert_refused_untouched(damaged)
-    with pytest.raises(CheckpointError, match=part):
-        read_checkpoint(damaged)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for epoch in range(2, 6):  # a save's retention leaves it alone, and goes on
-            save_checkpoint(damaged.parent, epoch=epoch, model=nn.Linear(2, 2))
-    assert damaged.exists()
-    others = list_checkpoints(damaged.parent)[1:]
-    assert [read_checkpoint(file)["epoch"] for file in others] == [3, 4, 5]
-
-
-def test_an_error_without_words_is_named(
-    damaged: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise EOFError
-
-    monkeypatch.setattr(torch, "load", fail)
-    with pytest.raises(CheckpointError, match=r"can't be read: EOFError"):
-        read_checkpoint(damaged)
-
-
-@pytest.mark.parametrize("payload", [Payload, OsPayload])
-@pytest.mark.parametrize("force", [False, True], ids=["", "forced"])
-def test_case_31_malicious_pickle_is_refused_and_not_run(
-    damaged: Path, payload: type, force: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("force", ["0", "1"], ids=["", "forced"])
+def test_a_malicious_pickle_is_refused_and_not_run(
+    damaged: Path, force: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the environment switches torch.load's default back to unsafe."""
-    if force:
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
     mark = damaged.parent / "ran"
     content = torch.load(damaged, weights_only=True)
-    torch.save({**content, "extra": {"x": payload(mark)}}, damaged)
-    list_checkpoints(damaged.parent)
-    with pytest.raises(CheckpointError, match="can run any code"):
-        read_checkpoint(damaged)
-    assert_refused_untouched(damaged)
-    for epoch in range(2, 6):  # retention reads it, too
-        save_checkpoint(damaged.parent, epoch=epoch, model=nn.Linear(2, 2))
+    torch.save({**content, "extra": {"x": Payload(mark)}}, damaged)
+    assert_refused_untouched(damaged, "system")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for epoch in range(2, 6):  # retention reads it, too
+            save_checkpoint(damaged.parent, epoch=epoch, model=nn.Linear(2, 2))
     assert damaged.exists()
     assert not mark.exists()
     torch.load(damaged, weights_only=False)
     assert mark.exists(), "the payload is dead: the test shows nothing"
 
 
-def test_case_32_whole_model_file_is_refused_with_advice(damaged: Path) -> None:
-    torch.save(SmallCNN(), damaged)
-    with pytest.raises(CheckpointError, match=r"whole model.*weights_only=False"):
-        read_checkpoint(damaged)
-    assert_refused_untouched(damaged)
+# --- folders
 
 
-def test_the_record_is_named(whole: Path, damaged: Path) -> None:
-    """The error of a flipped bit says where it is."""
-    info = next(i for i in zipfile.ZipFile(whole).infolist() if "/data/0" in i.filename)
-    raw = bytearray(whole.read_bytes())
-    lengths = struct.unpack("<HH", raw[info.header_offset + 26 :][:4])
-    raw[info.header_offset + 30 + sum(lengths)] ^= 1
-    damaged.write_bytes(raw)
-    with pytest.raises(CheckpointError, match="data/0"):
-        read_checkpoint(damaged)
-    assert torch.load(damaged, weights_only=True), "torch.load alone notices now"
-    assert strays(damaged.parent) == []
-    assert good_epochs(whole.parent) == [1]
+@pytest.mark.parametrize("bad", [0, 1, 2, 3])
+def test_a_folder_gives_the_newest_good_one_and_warns_of_the_others(
+    tmp_path: Path, bad: int
+) -> None:
+    run, files = Run(), []
+    for epoch in (1, 2, 3):
+        run.train(1)
+        files.append(save_checkpoint(tmp_path, epoch=epoch, **run.parts()))
+    for file in files[3 - bad :]:
+        flip_a_bit(file)
+    assert unreadable(tmp_path) == files[3 - bad :]
+    other = Run(seed=3)
+    before = other.state()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        if bad < 3:
+            assert load_checkpoint(tmp_path, **other.parts())["epoch"] == 3 - bad
+            good = read_checkpoint(files[2 - bad])["model_state_dict"]
+            assert fingerprint(other.model.state_dict()) == fingerprint(good)
+        else:
+            with pytest.raises(CheckpointError, match=files[-1].name):
+                load_checkpoint(tmp_path, **other.parts())
+            assert other.state() == before
+    assert [str(w.message).split()[0] for w in seen] == [
+        file.name for file in reversed(files[3 - bad :])
+    ]
+    assert {w.filename for w in seen} <= {__file__}, "the warning points elsewhere"
+
+
+def test_a_missing_file_and_an_empty_folder(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none", tmp_path / "none.pt"):
+        with pytest.raises(FileNotFoundError, match=path.name):
+            load_checkpoint(str(path), model=nn.Linear(2, 2))
+        assert list_checkpoints(str(path)) == []
+    with pytest.raises(FileNotFoundError):
+        read_checkpoint(str(tmp_path / "none.pt"))
+    assert [*tmp_path.iterdir()] == []

@@ -1,23 +1,20 @@
 """What fits is loaded, on any device and wrapping; what doesn't changes nothing."""
 
-import contextlib
 import gc
-import random
-import warnings
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed.nn  # before there is a group, as in helpers.processes
-from checkpoint_support import Training, adam, fingerprint, sgd, small_model
-from torch import nn
-from torch.optim.lr_scheduler import ConstantLR, StepLR
+import torch.distributed.nn  # before there is a group: DDP imports it
+from checkpoint_support import Run, everything, fingerprint, small_model
+from torch import nn, optim
+from torch.optim import lr_scheduler
 
 from helpers.checkpoint import (
     CheckpointError,
-    list_checkpoints,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
@@ -25,130 +22,100 @@ from helpers.checkpoint import (
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
-    training = Training().train(1, 2)
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    run = Run().train(2)
     folder = tmp_path_factory.mktemp("saved")
-    return training, save_checkpoint(folder, epoch=2, **training.parts(), loss=0.5)
+    return run, save_checkpoint(folder, epoch=2, **run.parts(), loss=0.5)
 
 
-def refused(file: Path, training: Training, match: str, **parts: Any) -> None:
+def refused(file: Path, match: str, run: Run | None = None, **other: Any) -> None:
     """The load raises, and nothing whatever has changed."""
-    given = {**training.parts(), **parts}
-    before = training.state(), fingerprint(given["model"].state_dict())
-    options = [p and fingerprint(p.state_dict()) for p in (given["optimizer"],)]
+    run = run or Run(seed=9)
+    given = {**run.parts(), **other}
+    parts = {key: part for key, part in given.items() if key != "generator"}
+    before = run.state(), everything(**parts)
     with pytest.raises(CheckpointError, match=match) as error:
         load_checkpoint(file, **given)
     assert "nothing was changed" in str(error.value)
-    assert (training.state(), fingerprint(given["model"].state_dict())) == before
-    assert options == [p and fingerprint(p.state_dict()) for p in (given["optimizer"],)]
+    assert error.value.__cause__ is not None
+    assert (run.state(), everything(**parts)) == before
 
 
-def test_load_returns_what_was_given_and_restores_all(
-    saved: tuple[Training, Path],
+def test_a_load_returns_what_was_given_and_restores_all(
+    saved: tuple[Run, Path],
 ) -> None:
-    training, file = saved
-    other = Training(seed=9)
-    content = read_checkpoint(file)
-    assert load_checkpoint(file.parent, **other.parts()) == {
-        "epoch": 2,
-        "loss": 0.5,
-        "acc": None,
-        "extra": {},
-    }
-    assert random.getstate() == content["python_random_state"]
+    run, file = saved
+    other, content = Run(seed=9), read_checkpoint(file)
+    found = load_checkpoint(str(file.parent), **other.parts())
+    assert found == {"epoch": 2, "loss": 0.5, "acc": None, "extra": {}}
+    parts, generator = other.state()
+    assert generator == fingerprint(run.generator.get_state())
     assert torch.equal(torch.get_rng_state(), content["torch_random_state"])
-    for part in ("model", "optimizer", "scheduler"):
-        a, b = (getattr(t, part).state_dict() for t in (training, other))
-        assert fingerprint(a) == fingerprint(b)
-    assert torch.equal(other.generator.get_state(), content["generator_state"])
+    load_checkpoint(file, **run.parts())
+    assert run.state() == (parts, generator)
 
 
-def test_model_alone_loads_the_model_and_leaves_random_states(
-    saved: tuple[Training, Path],
-) -> None:
-    other = Training(seed=9)
-    before = other.state()
-    load_checkpoint(saved[1], model=other.model)
-    after = other.state()
-    assert after.pop("model") == fingerprint(saved[0].model.state_dict())
-    before.pop("model")
-    assert after == before
+def test_a_model_alone_is_loaded_alone(saved: tuple[Run, Path]) -> None:
+    run, file = saved
+    other = Run(seed=9)
+    before = everything(optimizer=other.optimizer, scheduler=other.scheduler)
+    assert load_checkpoint(file, model=other.model)["epoch"] == 2
+    assert everything(optimizer=other.optimizer, scheduler=other.scheduler) == before
+    expected = fingerprint(run.model.state_dict())
+    assert fingerprint(other.model.state_dict()) == expected
 
 
 def test_what_was_loaded_does_not_depend_on_the_file(
-    saved: tuple[Training, Path], tmp_path: Path
+    saved: tuple[Run, Path], tmp_path: Path
 ) -> None:
     """Nothing is mapped: the file may be overwritten in place afterwards."""
     copy = tmp_path / "copy.pt"
     copy.write_bytes(saved[1].read_bytes())
-    other = Training(seed=9)
+    other = Run(seed=9)
     load_checkpoint(copy, **other.parts())
-    content = read_checkpoint(copy)
-    before = other.state(), fingerprint(content)
+    before = other.state(), fingerprint(content := read_checkpoint(copy))
     copy.write_bytes(bytes(copy.stat().st_size))
     assert (other.state(), fingerprint(content)) == before
 
 
-@contextlib.contextmanager
-def tagged_cuda() -> Iterator[None]:
-    """What torch.save writes in here says of each CPU storage that it was on cuda:0."""
-    registry = torch.serialization._package_registry
-    before = list(registry)
-    torch.serialization.register_package(0, lambda storage: "cuda:0", lambda *_: None)
-    try:
-        yield
-    finally:
-        registry[:] = before
+# --- devices and wrappings
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: no wrong device")
-def test_case_33_saved_on_cuda_loaded_on_cpu(tmp_path: Path) -> None:
+def test_saved_on_cuda_loaded_on_cpu(saved: tuple[Run, Path], tmp_path: Path) -> None:
     """The location tags in the file are those of cuda:0, made without a GPU."""
-    training = Training().train(1, 2)
-    with tagged_cuda():
-        file = save_checkpoint(tmp_path, epoch=2, **training.parts())
+    registry = torch.serialization._package_registry
+    before, file = list(registry), tmp_path / "cuda.pt"
+    torch.serialization.register_package(0, lambda storage: "cuda:0", lambda *_: None)
+    try:
+        torch.save(read_checkpoint(saved[1]), file)
+    finally:
+        registry[:] = before
     with pytest.raises(RuntimeError, match=r"CUDA|cuda"):
         torch.load(file, weights_only=True)
-    other = Training(seed=9)
+    other = Run(seed=9)
     load_checkpoint(file, **other.parts())
-    for part in ("model", "optimizer", "scheduler"):
-        a, b = (getattr(t, part).state_dict() for t in (training, other))
-        assert fingerprint(a) == fingerprint(b)
-    parameters = other.model.parameters()
-    assert {p.device.type for p in parameters} == {"cpu"}
+    expected = fingerprint(saved[0].model.state_dict())
+    assert fingerprint(other.model.state_dict()) == expected
 
 
-def test_cuda_random_states_are_kept_and_put_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_cuda_random_states_are_put_back_on_as_many_devices_as_there_are(
+    saved: tuple[Run, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two devices at the save, one or none at the load, all played by stand-ins."""
+    """Saved with two GPUs, loaded where there is one, or none."""
     states = [torch.arange(16, dtype=torch.uint8) + i for i in range(2)]
-    training = Training()
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
-    file = save_checkpoint(tmp_path, epoch=1, **training.parts())
+    content = {**read_checkpoint(saved[1]), "cuda_random_states": states}
+    torch.save(content, tmp_path / "cuda.pt")
     for devices in (2, 1, 0):
         put_back: dict[int, torch.Tensor] = {}
         monkeypatch.setattr(torch.cuda, "device_count", lambda n=devices: n)
         monkeypatch.setattr(
-            torch.cuda,
+            torch.cuda.random,
             "set_rng_state",
             lambda state, device, there=put_back: there.update({device: state}),
         )
-        load_checkpoint(file, **training.parts())
+        load_checkpoint(tmp_path / "cuda.pt", **Run().parts())
         assert fingerprint(put_back) == fingerprint(dict(enumerate(states[:devices])))
-
-
-def test_cuda_is_not_started_by_a_save(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def started() -> None:
-        raise AssertionError("a save on the CPU has started CUDA")
-
-    monkeypatch.setattr(torch.cuda, "get_rng_state_all", started)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    file = save_checkpoint(tmp_path, epoch=1, model=nn.Linear(2, 2))
-    assert read_checkpoint(file)["cuda_random_states"] == []
 
 
 @pytest.fixture
@@ -157,11 +124,11 @@ def process_group(tmp_path: Path) -> Iterator[None]:
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )
     yield
-    gc.collect()  # as helpers.processes.run_group does
+    gc.collect()
     torch.distributed.destroy_process_group()
 
 
-WRAPS = {
+WRAPS: dict[str, Callable[[nn.Module], Any]] = {
     "plain": lambda model: model,
     "DataParallel": nn.DataParallel,
     "compiled": torch.compile,
@@ -171,152 +138,337 @@ WRAPS = {
 
 
 @pytest.mark.parametrize("source", WRAPS)
-def test_case_34_every_wrapping_loads_into_every_other(
+def test_every_wrapping_loads_into_every_other(
     tmp_path: Path, source: str, process_group: None
 ) -> None:
     torch.manual_seed(0)
     model = small_model()
     wrapped = WRAPS[source](model)
-    optimizer = adam(wrapped)
+    optimizer = optim.Adam(wrapped.parameters())
     file = save_checkpoint(tmp_path, epoch=1, model=wrapped, optimizer=optimizer)
     assert [*read_checkpoint(file)["model_state_dict"]] == [*model.state_dict()]
     for target in WRAPS.values():
         torch.manual_seed(1)
         other = small_model()
         wrapped_other = target(other)
-        load_checkpoint(file, model=wrapped_other, optimizer=adam(wrapped_other))
+        other_optimizer = optim.Adam(wrapped_other.parameters())
+        load_checkpoint(file, model=wrapped_other, optimizer=other_optimizer)
         assert fingerprint(other.state_dict()) == fingerprint(model.state_dict())
 
 
-def test_case_35_wrong_head_size(saved: tuple[Training, Path]) -> None:
-    training = Training(seed=9)
-    other = small_model(classes=5)
-    match = r"4\.weight.*\(3, 8\) in the file.*\(5, 8\) here"
-    refused(saved[1], training, match, model=other, optimizer=sgd(other))
-    refused(
-        saved[1], training, match, model=other, optimizer=None, scheduler=None,
-        generator=None,
-    )  # fmt: skip
+# --- models that do not fit
 
 
-@pytest.mark.parametrize("change", ["missing", "extra", "dtype"])
-def test_case_36_missing_or_extra_key(
-    saved: tuple[Training, Path], change: str
+MODELS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "other head": (lambda: small_model(classes=5), r"size mismatch for 3\.weight"),
+    "fewer layers": (lambda: small_model()[:3], r"Unexpected key.*3\.weight"),
+    "more layers": (
+        lambda: small_model().append(nn.Linear(3, 3)),
+        r"Missing key.*4\.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("alone", [False, True], ids=["", "alone"])
+def test_a_model_that_does_not_fit(
+    saved: tuple[Run, Path], kind: str, alone: bool
 ) -> None:
-    training = Training(seed=9)
-    other = small_model()
-    if change == "missing":
-        other.pop(4)
-        match = r"4\.weight: .* in the file, nothing here"
-    elif change == "extra":
-        other.append(nn.Linear(3, 3))
-        match = r"5\.weight: nothing in the file"
+    """PyTorch's own load_state_dict raises after it has loaded the layers that fit."""
+    build, match = MODELS[kind]
+    run, run.model = Run(seed=9), build()
+    if alone:
+        run.optimizer = run.scheduler = run.generator = None
+        refused(saved[1], match, run)
     else:
-        other.double()  # the first layers would be loaded, and rounded
-        match = r"0\.weight: torch.float32 .* torch.float64"
-    refused(saved[1], training, match, model=other)
-    refused(
-        saved[1], training, match, model=other, optimizer=None, scheduler=None,
-        generator=None,
-    )  # fmt: skip
+        run.optimizer = optim.SGD(run.model.parameters(), lr=0.1, momentum=0.9)
+        refused(saved[1], f"{match}|parameters: .* in the file", run)
 
 
-def test_a_model_on_meta_is_refused(saved: tuple[Training, Path]) -> None:
-    """PyTorch's own load_state_dict does nothing there, and succeeds."""
-    with torch.device("meta"):
-        model = small_model()
-    with pytest.raises(CheckpointError, match="on meta here"):
-        load_checkpoint(saved[1], model=model)
+# --- parts that are missing, and parts that fail halfway
 
 
-def reordered(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD([*model.parameters()][::-1], lr=0.1, momentum=0.9)
+@pytest.mark.parametrize("part", ["optimizer", "scheduler", "generator"])
+def test_a_part_saved_but_not_passed_or_passed_but_not_saved(
+    saved: tuple[Run, Path], tmp_path: Path, part: str
+) -> None:
+    refused(saved[1], "kinds: .*NoneType.* here", **{part: None})
+    run = Run()
+    file = save_checkpoint(tmp_path, epoch=1, **{**run.parts(), part: None})
+    refused(file, "kinds: .*NoneType.* in the file")
 
 
-def same_shapes_reordered(model: nn.Module) -> torch.optim.Optimizer:
-    parameters = [*model.parameters()]
-    assert parameters[1].shape == parameters[2].shape
-    parameters[1], parameters[2] = parameters[2], parameters[1]
-    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+def test_an_optimizer_of_another_model(saved: tuple[Run, Path]) -> None:
+    other = optim.SGD(small_model().parameters(), lr=0.1, momentum=0.9)
+    refused(saved[1], "parameters: ", optimizer=other)
 
 
-def fewer(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD([*model.parameters()][:-1], lr=0.1, momentum=0.9)
+class Failing:
+    """Loads as it should, and then raises: what PyTorch's own classes do at times."""
+
+    error: type[BaseException] = IndexError
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        raise self.error("halfway")
 
 
-def grouped(model: nn.Module) -> torch.optim.Optimizer:
-    groups = [
-        {"params": layer.parameters()} for layer in model if [*layer.parameters()]
-    ]
-    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+class FailingSGD(Failing, optim.SGD): ...
 
 
-def of_another_model(model: nn.Module) -> torch.optim.Optimizer:
-    return sgd(small_model())
+class FailingStepLR(Failing, lr_scheduler.StepLR): ...
+
+
+class FailingLayer(nn.Linear):
+    def get_extra_state(self) -> dict:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict) -> None:
+        raise IndexError("halfway")
+
+
+FAILING: dict[str, Callable[[int], Run]] = {
+    "optimizer": lambda seed: Run(seed, lambda p: FailingSGD(p, lr=0.1, momentum=0.9)),
+    "scheduler": lambda seed: Run(seed, scheduler=lambda o: FailingStepLR(o, 1)),
+}
+
+
+@pytest.mark.parametrize("part", FAILING)
+def test_a_part_that_fails_halfway(tmp_path: Path, part: str) -> None:
+    file = save_checkpoint(tmp_path, epoch=1, **FAILING[part](0).train(2).parts())
+    refused(file, "halfway", FAILING[part](9))
+    refused(file, "halfway", FAILING[part](9).train(1))
+
+
+def test_a_layer_that_fails_after_others_were_loaded(tmp_path: Path) -> None:
+    models = [nn.Sequential(nn.Linear(4, 4), FailingLayer(4, 4)) for _ in range(2)]
+    file = save_checkpoint(tmp_path, epoch=1, model=models[0])
+    before = everything(model=models[1])
+    with pytest.raises(CheckpointError, match="halfway"):
+        load_checkpoint(file, model=models[1])
+    assert everything(model=models[1]) == before
+
+
+def test_ctrl_c_in_the_middle_of_a_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Failing, "error", KeyboardInterrupt)
+    file = save_checkpoint(tmp_path, epoch=1, **FAILING["scheduler"](0).parts())
+    run = FAILING["scheduler"](9)
+    before = run.state()
+    with pytest.raises(KeyboardInterrupt):
+        load_checkpoint(file, **run.parts())
+    assert run.state() == before
 
 
 @pytest.mark.parametrize(
-    "build", [adam, reordered, same_shapes_reordered, fewer, grouped, of_another_model]
+    "part", ["python", "numpy", "torch", "generator"], ids=lambda part: f"{part} state"
 )
-def test_case_37_another_optimizer(saved: tuple[Training, Path], build: Any) -> None:
-    training = Training(seed=9)
-    match = "optimizer kind" if build is adam else "optimizer group"
-    refused(saved[1], training, match, optimizer=build(training.model))
-
-
-def test_case_37_adamw_is_not_adam(tmp_path: Path) -> None:
-    """Their states look the same."""
-    model = small_model()
-    adamw = torch.optim.AdamW(model.parameters())
-    file = save_checkpoint(tmp_path, epoch=1, model=model, optimizer=adamw)
-    with pytest.raises(
-        CheckpointError, match="optimizer kind: AdamW in the file, Adam"
-    ):
-        load_checkpoint(file, model=model, optimizer=adam(model))
-
-
-@pytest.mark.parametrize("part", ["optimizer", "scheduler", "generator"])
-def test_case_38_saved_but_not_passed_when_resuming(
-    saved: tuple[Training, Path], part: str
+def test_a_random_state_that_can_not_be_restored(
+    saved: tuple[Run, Path], tmp_path: Path, part: str
 ) -> None:
-    training = Training(seed=9)
-    refused(saved[1], training, f"{part} .* in the file, nothing here", **{part: None})
+    """The last thing that is loaded fails, and all before it is taken back."""
+    content = read_checkpoint(saved[1])
+    key = "generator_state" if part == "generator" else f"{part}_random_state"
+    torch.save({**content, key: torch.zeros(7)}, tmp_path / "broken.pt")
+    refused(tmp_path / "broken.pt", "broken.pt does not fit")
 
 
-@pytest.mark.parametrize("part", ["optimizer", "scheduler", "generator"])
-def test_passed_but_not_saved(tmp_path: Path, part: str) -> None:
-    training = Training()
-    parts = {**training.parts(), part: None}
+# --- every optimizer and every scheduler of torch.optim
+
+
+def classes(module: Any, base: type) -> list[type]:
+    found = [c for c in vars(module).values() if inspect.isclass(c)]
+    found = [c for c in found if issubclass(c, base) and not c.__name__.startswith("_")]
+    return [c for c in found if c is not base]
+
+
+OPTIMIZERS = classes(optim, optim.Optimizer)
+
+
+class Embeddings(nn.Module):
+    """Two matrices, which all optimizers take, with gradients sparse or not."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Embedding(5, 3, sparse=sparse) for _ in "ab")
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        return (self.a(index) * self.b(index)).square().mean()
+
+
+def build(kind: type, seed: int, change: Callable = list) -> tuple[nn.Module, Any]:
+    torch.manual_seed(seed)
+    model = Embeddings(sparse=kind is optim.SparseAdam)
+    return model, kind(change(model.parameters()), lr=0.01)
+
+
+def steps(model: nn.Module, optimizer: optim.Optimizer, count: int) -> list[float]:
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(index)
+        loss.backward()
+        return loss
+
+    losses = []
+    for _ in range(count):
+        index = torch.randint(5, (4,))
+        losses.append(optimizer.step(closure).item())
+    return losses
+
+
+CHANGES: dict[str, Callable] = {
+    "another order": lambda parameters: [*parameters][::-1],
+    "one less": lambda parameters: [*parameters][:1],
+    "two groups": lambda parameters: [{"params": [p]} for p in parameters],
+}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.__name__)
+def test_every_optimizer_is_resumed_exactly_and_refused_into_any_other(
+    tmp_path: Path, kind: type
+) -> None:
+    model, optimizer = build(kind, 0)
+    steps(model, optimizer, 3)
+    file = save_checkpoint(tmp_path, epoch=1, model=model, optimizer=optimizer)
+    expected = steps(model, optimizer, 3), everything(model=model, optimizer=optimizer)
+    other, other_optimizer = build(kind, 1)
+    steps(other, other_optimizer, 1)
+    load_checkpoint(file, model=other, optimizer=other_optimizer)
+    found = steps(other, other_optimizer, 3)
+    assert (found, everything(model=other, optimizer=other_optimizer)) == expected
+
+    wrong = [build(another, 1) for another in OPTIMIZERS if another is not kind]
+    changes = [*CHANGES.values()][: 2 if kind is optim.LBFGS else 3]  # has one group
+    wrong += [build(kind, 1, change) for change in changes]
+    for other, other_optimizer in wrong:
+        steps(other, other_optimizer, 1)
+        before = everything(model=other, optimizer=other_optimizer)
+        with pytest.raises(CheckpointError, match="nothing was changed"):
+            load_checkpoint(file, model=other, optimizer=other_optimizer)
+        assert everything(model=other, optimizer=other_optimizer) == before
+
+
+class Halving:
+    """A function with a state, which LambdaLR saves."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, epoch: int) -> float:
+        self.calls += 1
+        return 0.5**self.calls
+
+
+def sequential(optimizer: optim.Optimizer, count: int) -> Any:
+    parts = [lr_scheduler.ExponentialLR(optimizer, 0.9) for _ in range(count)]
+    milestones = [2, 4][: count - 1]
+    return lr_scheduler.SequentialLR(optimizer, parts, milestones)
+
+
+def chained(optimizer: optim.Optimizer, count: int) -> Any:
+    parts = [lr_scheduler.ExponentialLR(optimizer, 0.9) for _ in range(count)]
+    return lr_scheduler.ChainedScheduler(parts, optimizer)
+
+
+SCHEDULERS: dict[str, Callable[[optim.Optimizer], Any]] = {
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, Halving()),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda _: 0.9),
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 2),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 4, 4, 6]),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, total_iters=7),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, total_iters=5),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
+    "SequentialLR": lambda o: sequential(o, 3),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 8),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 8),
+    "ChainedScheduler": lambda o: chained(o, 3),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.01, 0.1, 3),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(
+        o, 3
+    ),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),
+    "SWALR": lambda o: optim.swa_utils.SWALR(o, swa_lr=0.01, anneal_epochs=5),
+}
+FEWER = {"SequentialLR": sequential, "ChainedScheduler": chained}
+
+
+def test_no_scheduler_is_forgotten() -> None:
+    found = classes(lr_scheduler, lr_scheduler.LRScheduler)
+    assert {c.__name__ for c in found} | {"SWALR"} == {*SCHEDULERS}
+
+
+def scheduled(build: Callable, groups: int = 1) -> dict[str, Any]:
+    model = nn.Linear(3, 3)
+    parameters = [*model.parameters()]
+    if groups == 2:
+        parameters = [{"params": [parameter]} for parameter in parameters]
+    optimizer = optim.SGD(parameters, lr=0.1, momentum=0.9)
+    return {"model": model, "optimizer": optimizer, "scheduler": build(optimizer)}
+
+
+def walk(parts: dict[str, Any], epochs: int) -> list[float]:
+    """The learning rates of so many epochs."""
+    plateau = isinstance(parts["scheduler"], lr_scheduler.ReduceLROnPlateau)
+    rates = []
+    for _ in range(epochs):
+        parts["optimizer"].step()
+        parts["scheduler"].step(*[1.0] * plateau)
+        rates.append(parts["optimizer"].param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+@pytest.mark.filterwarnings("ignore:.*epoch parameter:UserWarning")
+def test_every_scheduler_is_resumed_exactly_and_refused_into_any_other(
+    tmp_path: Path, kind: str
+) -> None:
+    parts = scheduled(SCHEDULERS[kind])
+    walk(parts, 3)
     file = save_checkpoint(tmp_path, epoch=1, **parts)
-    refused(file, training, f"{part} .*: nothing in the file")
+    expected = walk(parts, 6), everything(**parts)
+    assert len(set(expected[0])) > 1, "the rate does not change: nothing is shown"
+    other = scheduled(SCHEDULERS[kind])
+    walk(other, 1)
+    load_checkpoint(file, **other)
+    assert (walk(other, 6), everything(**other)) == expected
+
+    wrong = [
+        scheduled(SCHEDULERS[another]) for another in SCHEDULERS if another != kind
+    ]
+    wrong.append(scheduled(SCHEDULERS[kind], groups=2))
+    if fewer := FEWER.get(kind):
+        wrong.append(scheduled(lambda optimizer: fewer(optimizer, 2)))
+    for other in wrong:
+        walk(other, 1)
+        before = everything(**other)
+        with pytest.raises(CheckpointError, match="nothing was changed"):
+            load_checkpoint(file, **other)
+        assert everything(**other) == before
 
 
-def test_another_scheduler(saved: tuple[Training, Path]) -> None:
-    training = Training(seed=9)
-    other = ConstantLR(training.optimizer)
-    match = "scheduler kind: StepLR in the file, ConstantLR here"
-    refused(saved[1], training, match, scheduler=other)
-    assert isinstance(training.scheduler, StepLR)
+def test_a_sequential_scheduler_of_three_into_one_of_two(tmp_path: Path) -> None:
+    """PyTorch raises an IndexError, after it has loaded two of the three."""
+    parts = scheduled(lambda optimizer: sequential(optimizer, 3))
+    file = save_checkpoint(tmp_path, epoch=1, **parts)
+    other = scheduled(lambda optimizer: sequential(optimizer, 2))
+    before = everything(**other)
+    with pytest.raises(CheckpointError, match=r"kinds: .*SequentialLR"):
+        load_checkpoint(file, **other)
+    assert everything(**other) == before
+    with pytest.raises(IndexError):
+        other["scheduler"].load_state_dict(parts["scheduler"].state_dict())
 
 
-def test_case_44_missing_file_empty_folder(tmp_path: Path) -> None:
-    model = nn.Linear(2, 2)
-    for path in (tmp_path, tmp_path / "none", tmp_path / "none.pt"):
-        with pytest.raises(FileNotFoundError, match=path.name):
-            load_checkpoint(path, model=model)
-    with pytest.raises(FileNotFoundError):
-        read_checkpoint(tmp_path / "none.pt")
-    assert list_checkpoints(tmp_path / "none") == []
-    assert list_checkpoints(tmp_path) == []
-    assert [*tmp_path.iterdir()] == []
+def test_a_scheduler_with_others_inside_it(tmp_path: Path) -> None:
+    """As many, and of another kind: PyTorch loads them without a word."""
 
+    def inside(kind: type) -> Callable:
+        return lambda o: lr_scheduler.ChainedScheduler([kind(o, 0.5)], o)
 
-def test_paths_may_be_strings(tmp_path: Path) -> None:
-    model = nn.Linear(2, 2)
-    file = save_checkpoint(str(tmp_path), epoch=1, model=model)
-    assert list_checkpoints(str(tmp_path)) == [file]
-    assert read_checkpoint(str(file))["epoch"] == 1
-    assert load_checkpoint(str(file), model=model)["epoch"] == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert load_checkpoint(str(tmp_path), model=model)["epoch"] == 1
+    parts = scheduled(inside(lr_scheduler.ExponentialLR))
+    file = save_checkpoint(tmp_path, epoch=1, **parts)
+    other = scheduled(inside(lr_scheduler.ConstantLR))
+    with pytest.raises(CheckpointError, match=r"kinds: .*ExponentialLR.*ConstantLR"):
+        load_checkpoint(file, **other)

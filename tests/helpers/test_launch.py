@@ -29,9 +29,14 @@ def wait_for(condition, seconds=60):
 
 @pytest.fixture
 def hanging(tmp_path):
-    """A script of two ranks that never end, and its command."""
-    (tmp_path / "hangs.py").write_text(HANGS)
-    return f"torchrun --standalone --nproc-per-node=2 {tmp_path / 'hangs.py'}"
+    """A script of two ranks that never end, and its command.
+
+    Its folder has a space, a quote and a letter that is not English in its name.
+    """
+    script = tmp_path / "l'été à moi" / "hangs.py"
+    script.parent.mkdir()
+    script.write_text(HANGS)
+    return ["torchrun", "--standalone", "--nproc-per-node=2", script]
 
 
 def pids(output):
@@ -45,20 +50,22 @@ def gone(pid):
 
 def test_output_comes_back_and_helpers_can_be_imported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = """python -c "import helpers.models, os; print(os.environ['WORD'])" """
-    assert launch(command, WORD="hello") == "hello\n"
+    program = "import helpers.models, os, sys; print(os.environ['WORD'], sys.argv[1])"
+    said = launch(["python", "-c", program, "two  words; é"], WORD="hello")
+    assert said == "hello two  words; é\n"
 
 
 def test_one_thread_each_unless_told_otherwise(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    command = """python -c "import os; print(os.environ['OMP_NUM_THREADS'])" """
+    command = ["python", "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"]
     assert launch(command) == "1\n"
     assert launch(command, OMP_NUM_THREADS="2") == "2\n"
 
 
 def test_a_failure_says_the_command_the_code_and_the_traceback():
-    with pytest.raises(LaunchError, match=r"exit code 3: python -c") as error:
-        launch("python -c 'import sys; print(1, file=sys.stderr); sys.exit(3)'")
+    program = "import sys; print(1, file=sys.stderr); sys.exit(3)"
+    with pytest.raises(LaunchError, match=r"exit code 3: \['python', '-c'") as error:
+        launch(["python", "-c", program])
     assert "\n1" in str(error.value)
 
 
@@ -86,7 +93,7 @@ def test_a_program_that_nobody_stopped_ends_with_its_parent(hanging):
     code = f"""
 import time
 from helpers.launch import Program
-program = Program({hanging!r})
+program = Program({[*map(str, hanging)]!r})
 while "rank 1" not in program.output() or "rank 0" not in program.output():
     time.sleep(0.05)
 time.sleep(0.2)
@@ -99,6 +106,15 @@ print(program.output())
     assert all(gone(pid) for pid in ranks)
 
 
-def test_an_empty_command_is_refused():
-    with pytest.raises(ValueError, match="empty"):
-        launch("  ")
+def test_waiting_costs_next_to_nothing():
+    """A benchmark that is waited for has the cores for itself."""
+    with Program(["python", "-c", "import time; time.sleep(3)"]) as program:
+        before = time.process_time()
+        program.wait()
+        assert time.process_time() - before < 0.1
+
+
+@pytest.mark.parametrize("command", [[], "python x.py", ""])
+def test_a_command_is_a_list(command):
+    with pytest.raises(TypeError, match="should be a list of arguments"):
+        launch(command)

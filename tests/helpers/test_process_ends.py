@@ -87,10 +87,11 @@ def threads_at_the_end(folder, script):
     """Names of Gloo's threads; None if the process ended without Python's own end."""
     (folder / "script.py").write_text(LOOK + script, "utf-8")
     seen = folder / "seen.json"
-    launch(f"python {folder / 'script.py'} {seen}", **ONE_PROCESS)
+    launch(["python", folder / "script.py", seen], **ONE_PROCESS)
     return json.loads(seen.read_text()) if seen.exists() else None
 
 
+@pytest.mark.upstream
 @pytest.mark.parametrize("training", [DDP, SHARDED], ids=["DDP", "sharded"])
 def test_without_the_cures_threads_are_left(tmp_path, training):
     """Where this fails, PyTorch has mended it, and the cures can go."""

@@ -96,15 +96,6 @@ class TupleOutput(nn.Module):
         return self.a(x), {"b": self.b(x)}
 
 
-class TwoInputs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.words, self.image = nn.Embedding(10, 4), nn.Linear(6, 4)
-
-    def forward(self, words, image):
-        return self.words(words).mean(1) + self.image(image)
-
-
 class PlainTensors(nn.Module):
     """Tensors that are neither parameters nor buffers, alone and in containers."""
 
@@ -123,14 +114,6 @@ def old_weight_norm():
     return nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.Linear(6, 1))
 
 
-def old_spectral_norm():
-    return nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(3, 4, 3)), nn.ReLU())
-
-
-def new_weight_norm():
-    return nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 6)))
-
-
 def new_spectral_norm():
     return nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 6)))
 
@@ -146,8 +129,6 @@ CASES = {  # model, input size, parameters counted by hand
     TupleOutput: ((4,), 40),
     PlainTensors: ((4,), 20),
     old_weight_norm: ((4,), 24 + 6 + 6 + 7),
-    old_spectral_norm: ((3, 8, 8), 4 * 27 + 4),
-    new_weight_norm: ((4,), 24 + 6 + 6),
     new_spectral_norm: ((4,), 30),
     SmallCNN: ((3, 32, 32), 34_058),
 }
@@ -155,25 +136,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 
 
 def everything(model: nn.Module) -> list:
+    """All that a summary must leave as it is."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return [
-        [
-            (name, id(t), t._version, t.requires_grad, str(t.device))
-            for name, t in tensors
-        ],
-        [(value.clone(), value) for value in model.state_dict().values()],
+        [(name, id(t), t._version, t.requires_grad, t.device) for name, t in tensors],
+        [t.tolist() for _, t in tensors],
         [(m.training, sorted(vars(m))) for m in model.modules()],
         [
             {key: dict(value) for key, value in vars(m).items() if "hooks" in key}
             for m in model.modules()
         ],
     ]
-
-
-def assert_unchanged(model: nn.Module, before: list) -> None:
-    after = everything(model)
-    assert [after[i] for i in (0, 2, 3)] == [before[i] for i in (0, 2, 3)]
-    assert all(torch.equal(copy, live) for copy, live in before[1])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -187,35 +160,30 @@ def test_right_and_nothing_changed(case, mode):
     assert found.total_params == parameters
     assert found.trainable_params == parameters - first.numel()
     assert found.total_param_bytes == 4 * parameters
-    assert_unchanged(model, before)
+    assert everything(model) == before
     text = str(found)
     assert f"Total params: {parameters:,}\n" in text
     assert f"Trainable params: {parameters - first.numel():,}\n" in text
     assert f"Non-trainable params: {first.numel():,}\n" in text
 
 
-def test_the_model_runs_as_before():
-    for case, (size, _) in CASES.items():
-        model, x = case().eval(), torch.rand(2, *size)
-        before = model(x)
-        summarize(model, size)
-        after = model(x)
-        if case is TupleOutput:
-            before, after = before[1]["b"], after[1]["b"]
-        assert torch.equal(before, after), case
+@pytest.mark.upstream
+@pytest.mark.parametrize("case", [Tied, TwoParents])
+def test_torchinfo_alone_counts_too_much(case):
+    size, parameters = CASES[case]
+    found = torchinfo.summary(case(), (1, *size), verbose=0)
+    assert found.total_params > parameters, "mended: summarize can become simpler"
 
 
-def test_torchinfo_alone_errs_where_summarize_does_not():
-    """Were torchinfo mended one day, this says that summarize may become simpler."""
-    totals = [
-        torchinfo.summary(case(), (1, *CASES[case][0]), verbose=0).total_params
-        for case in (Tied, TwoParents)
-    ]
-    assert totals != [CASES[Tied][1], CASES[TwoParents][1]]
+@pytest.mark.upstream
+def test_torchinfo_alone_ignores_the_tokens():
+    found = torchinfo.summary(nn.Linear(8, 8, bias=False), (1, 7, 8), verbose=0)
+    assert found.total_mult_adds == 8 * 8, "mended: summarize can become simpler"
 
 
 def test_mult_adds_by_hand():
     assert summarize(nn.Linear(10, 20), (10,)).total_mult_adds == 200
+    assert summarize(nn.Linear(10, 20), (7, 10)).total_mult_adds == 7 * 200
     assert summarize(nn.Conv2d(3, 8, 3, padding=1), (3, 16, 16)).total_mult_adds == (
         8 * 16 * 16 * 3 * 9
     )
@@ -227,41 +195,24 @@ def test_mult_adds_by_hand():
     )
 
 
-def test_vgg19_size_and_rows():
-    from torchvision.models import vgg19
+def test_integers_two_inputs_and_arguments_of_the_model():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.image = nn.Embedding(10, 4), nn.Linear(6, 4)
 
-    with torch.device("meta"):
-        model = vgg19(weights=None)
-    found = summarize(model, (3, 224, 224))
-    assert found.total_params == 143_667_240
-    assert found.summary_list[-1].output_size == [1, 1000]
+        def forward(self, words, image, factor):
+            return (self.words(words).mean(1) + self.image(image)) * factor
 
-
-def test_embeddings_need_integers():
-    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(20, 2))
-    found = summarize(model, (5,), dtypes=[torch.long])
-    assert found.total_params == 40 + 42
-
-
-def test_two_inputs():
-    found = summarize(TwoInputs(), [(3,), (6,)], dtypes=[torch.long, torch.float32])
+    dtypes = [torch.long, torch.float32]
+    found = summarize(Both(), [(3,), (6,)], dtypes=dtypes, factor=torch.ones(4))
     assert found.total_params == 40 + 28
     assert found.input_size == [torch.Size([1, 3]), torch.Size([1, 6])]
 
 
-def test_arguments_of_the_model_itself():
-    class Scaled(nn.Linear):
-        def forward(self, x, factor, bias_too=False):
-            return super().forward(x) * factor + bias_too
-
-    found = summarize(Scaled(4, 2), (4,), factor=torch.ones(2), bias_too=True)
-    assert found.total_params == 10
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype):
     found = summarize(SmallCNN().to(dtype), (3, 32, 32))
-    assert found.total_params == 34_058
     assert found.total_param_bytes == 34_058 * dtype.itemsize
 
 
@@ -287,44 +238,43 @@ def test_a_model_on_a_gpu():
         assert torch.equal(torch.cuda.get_rng_state(), state)
 
 
+def test_torchinfos_options_pass_through():
+    model = SmallCNN()
+    assert "Conv2d" in str(summarize(model, (3, 32, 32)))
+    assert "Conv2d" not in str(summarize(model, (3, 32, 32), depth=1))
+    columns = ("input_size", "trainable")
+    wide = summarize(model, (3, 32, 32), col_names=columns, row_settings=["var_names"])
+    for wanted in ("Input Shape", "Trainable", "[1, 3, 32, 32]", "(layer1)"):
+        assert wanted in str(wide)
+
+
+def test_nothing_is_printed(capsys):
+    summarize(Tied(), (16,))
+    assert capsys.readouterr().out == ""
+
+
 # ---- what must not happen
 
 
-def test_your_hooks_are_not_called():
-    model, calls = SmallCNN(), []
+def test_your_hooks_are_neither_called_nor_copied():
+    class Hook:
+        calls = 0
 
-    def note(*args):
-        calls.append(len(args))
-
-    def note_with_kwargs(*args, **kwargs):
-        calls.append(len(args))
-
-    for module in (model, model.layer1, model.head):
-        module.register_forward_hook(note)
-        module.register_forward_hook(note_with_kwargs, with_kwargs=True)
-        module.register_forward_hook(note, always_call=True)
-        module.register_forward_pre_hook(note)
-        module.register_full_backward_hook(note)
-    before = everything(model)
-    assert summarize(model, (3, 32, 32)).total_params == 34_058
-    assert calls == []
-    assert_unchanged(model, before)
-    model(torch.rand(2, 3, 32, 32))
-    assert calls, "on the model itself they still work"
-
-
-def test_what_a_hook_belongs_to_is_not_copied():
-    class Recorder:
         def __deepcopy__(self, memo):
             raise AssertionError("copied")
 
         def __call__(self, *args):
-            pass
+            self.calls += 1
 
-    model = SmallCNN()
-    model.head.register_forward_hook(Recorder())
-    model.head.register_forward_pre_hook(Recorder())
+    model, hook = SmallCNN(), Hook()
+    for module in (model, model.layer1, model.head):
+        module.register_forward_hook(hook, always_call=True)
+        module.register_forward_pre_hook(hook)
+    before = everything(model)
     assert summarize(model, (3, 32, 32)).total_params == 34_058
+    assert (hook.calls, everything(model)) == (0, before)
+    model(torch.rand(2, 3, 32, 32))
+    assert hook.calls == 6, "on the model itself they still work"
 
 
 def test_random_numbers_drawn_in_forward_leave_no_trace():
@@ -336,198 +286,94 @@ def test_random_numbers_drawn_in_forward_leave_no_trace():
     def draw():
         return random.random(), np.random.rand(), torch.rand(()).item()
 
+    def seed():
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+
     model = Noisy(4, 4)
-    for size in ((4,), (5,)):  # one that runs, and one that fails
-        random.seed(1), np.random.seed(1), torch.manual_seed(1)
-        expected = draw()
-        random.seed(1), np.random.seed(1), torch.manual_seed(1)
-        if size == (4,):
-            summarize(model, size)
-        else:
-            with pytest.raises(RuntimeError):
-                summarize(model, size)
-        assert draw() == expected
+    seed()
+    expected = draw()
+    seed()
+    summarize(model, (4,))
+    assert draw() == expected
+    seed()
+    with pytest.raises(RuntimeError):
+        summarize(model, (5,))
+    assert draw() == expected
 
 
 def test_an_input_that_does_not_fit():
     model = SmallCNN().train()
     model.layer1[1].eval()
     before = everything(model)
-    with pytest.raises(RuntimeError, match="Conv2d") as caught:
-        summarize(Unfit(model), (3, 32, 32))
-    assert "Executed layers up to" in str(caught.value)
+    unfit = nn.Sequential(model, nn.Linear(3, 1))
+    with pytest.raises(RuntimeError, match=r"Executed layers up to.*Conv2d") as caught:
+        summarize(unfit, (3, 32, 32))
     assert caught.value.__cause__ is not None
-    assert_unchanged(model, before)
-    assert summarize(model, (3, 32, 32)).total_params == 34_058, "and again it works"
-
-
-class Unfit(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.head = model, nn.Linear(3, 1)
-
-    def forward(self, x):
-        return self.head(self.model(x))
-
-
-def test_global_state_after_an_error():
-    with pytest.raises(RuntimeError):
-        summarize(nn.Linear(3, 1), (4,))
+    assert everything(model) == before
     assert torch.empty(1).device.type == "cpu"
     assert torch.is_grad_enabled()
     assert not torch.nn.modules.module._global_forward_hooks
-    assert not torch.nn.modules.module._global_forward_pre_hooks
+    assert summarize(model, (3, 32, 32)).total_params == 34_058, "and again it works"
 
 
-@pytest.mark.parametrize(
-    "lazy", [lambda: nn.LazyLinear(3), lambda: nn.Sequential(nn.LazyBatchNorm2d())]
-)
-def test_lazy_layers(lazy):
-    model = lazy()
+def test_lazy_layers():
+    model = nn.Sequential(nn.LazyBatchNorm2d())
     for call in (meta_clone, lambda m: summarize(m, (3, 4, 4))):
-        with pytest.raises(ValueError, match="run one batch through it first"):
+        with pytest.raises(ValueError, match=r"uninitialized parameter.*LazyModule"):
             call(model)
     model(torch.rand(2, 3, 4, 4))
-    assert summarize(model, (3, 4, 4)).total_params > 0
+    assert summarize(model, (3, 4, 4)).total_params == 6
 
 
 @pytest.mark.parametrize(
     "size",
-    [
-        *(3, -1, None, "3, 224, 224", 3.5, [], [3, 224, 224], [[3, 224, 224]]),
-        *((3, -1), (3, 0), (3, 2.0), ("3",), ((3, 4), (5,)), [(3, 4), 5], {}, {(3,)}),
-        torch.rand(3),
-    ],
+    [3, None, "3, 224", [3, 224, 224], (3, -1), (3, 2.0), ((3, 4), (5,))],
+    ids=str,
 )
 def test_a_bad_input_size(size):
-    model = SmallCNN()
-    before = everything(model)
     with pytest.raises(ValueError, match=r"a tuple such as \(3, 224, 224\).*not "):
-        summarize(model, size)
-    assert_unchanged(model, before)
+        summarize(SmallCNN(), size)
 
 
 def test_good_input_sizes():
     image = torch.rand(1, 3, 32, 32)
-    for size in ((3, 32, 32), [(3, 32, 32)], image[0].shape, image.shape[1:]):
+    for size in ((3, 32, 32), [(3, 32, 32)], image[0].shape):
         assert summarize(SmallCNN(), size).total_params == 34_058
     assert summarize(nn.Embedding(3, 2), (), dtypes=[torch.long]).total_params == 6
 
 
-@pytest.mark.parametrize(
-    "dtypes", [[torch.long, torch.long], torch.long, (torch.long,) * 3, "long"]
-)
-def test_dtypes_that_are_not_one_for_each_input(dtypes):
-    with pytest.raises(ValueError, match="one for each input"):
-        summarize(nn.Embedding(3, 2), (4,), dtypes=dtypes)
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        {"input_data": torch.rand(1, 3, 32, 32)},
-        {"device": "cpu"},
-        {"batch_dim": 0},
-        {"cache_forward_pass": True},
-    ],
-)
-def test_options_that_summarize_sets_itself(option):
-    (name,) = option
-    with pytest.raises(ValueError, match=f"summarize sets {name} itself"):
-        summarize(SmallCNN(), (3, 32, 32), **option)
-
-
-# ---- torchinfo's own options
-
-
-def test_torchinfo_options_pass_through():
-    model = SmallCNN()
-    shallow = str(summarize(model, (3, 32, 32), depth=1))
-    assert "Conv2d" in str(summarize(model, (3, 32, 32)))
-    assert "Conv2d" not in shallow
-    names = ("input_size", "kernel_size", "mult_adds", "trainable", "params_percent")
-    wide = str(
-        summarize(
-            model,
-            (3, 32, 32),
-            col_names=names,
-            row_settings=["var_names"],
-            col_width=20,
-        )
-    )
-    for wanted in ("Input Shape", "Kernel Shape", "[1, 3, 32, 32]", "(layer1)"):
-        assert wanted in wide
+def test_other_bad_input():
+    with pytest.raises(ValueError, match="one dtype for each of the 1 inputs"):
+        summarize(nn.Embedding(3, 2), (4,), dtypes=[torch.long] * 2)
     with pytest.raises(ValueError, match="nonsense"):
-        summarize(model, (3, 32, 32), col_names=["nonsense"])
-
-
-def test_mode_passes_through():
-    seen = []
-
-    class Probe(nn.Linear):
-        def forward(self, x):
-            seen.append(self.training)
-            return super().forward(x)
-
-    model = Probe(2, 2).eval()
-    summarize(model, (2,), mode="train")
-    summarize(model, (2,), mode="eval")
-    summarize(model, (2,))
-    assert seen == [True, False, False]
-    assert not model.training
-
-
-def test_nothing_is_printed_unless_asked(capsys):
-    summarize(Tied(), (16,))
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("verbose", [1, 2])
-def test_what_is_printed_has_the_right_totals(capsys, verbose):
-    found = summarize(Tied(), (16,), verbose=verbose)
-    printed = capsys.readouterr().out
-    assert printed == f"{found}\n"
-    assert "Total params: 256\n" in printed
-    assert ("weight" in printed) == (verbose == 2), "2 lists the tensors of each layer"
-
-
-def test_a_bad_verbose():
-    with pytest.raises(ValueError, match="verbose is 0, 1 or 2"):
-        summarize(SmallCNN(), (3, 32, 32), verbose=3)
+        summarize(SmallCNN(), (3, 32, 32), col_names=["nonsense"])
+    with pytest.raises(TypeError, match="device"):
+        summarize(SmallCNN(), (3, 32, 32), device="cpu")
 
 
 # ---- meta_clone
 
 
-def tensors_of(model: nn.Module) -> list[torch.Tensor]:
-    plain = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor)
-    ]
-    return [*model.parameters(), *model.buffers(), *plain]
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_a_clone_is_the_model_without_its_values(case):
-    model = case()
-    next(model.parameters()).requires_grad_(False)
-    before = everything(model)
-    clone = meta_clone(model)
-    assert type(clone) is type(model)
-    assert all(t.device.type == "meta" for t in tensors_of(clone))
-    assert_unchanged(model, before)
-
     def seen(model):
+        tensors = [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
         return [
             (name, type(t), t.shape, t.dtype, t.requires_grad, t.stride())
-            for name, t in [
-                *model.named_parameters(remove_duplicate=False),
-                *model.named_buffers(remove_duplicate=False),
-            ]
+            for name, t in tensors
         ]
 
+    model = case()
+    next(model.parameters()).requires_grad_(False)
+    next(model.children(), model).eval()
+    before = everything(model)
+    clone = meta_clone(model)
+    assert everything(model) == before
+    assert type(clone) is type(model)
+    assert all(t.is_meta for t in [*clone.parameters(), *clone.buffers()])
     assert seen(clone) == seen(model)
     assert [m.training for m in clone.modules()] == [
         m.training for m in model.modules()
@@ -537,28 +383,19 @@ def test_a_clone_is_the_model_without_its_values(case):
 
 def test_plain_tensors_move_too():
     clone = meta_clone(PlainTensors())
-    found = [clone.mean, *clone.scales, clone.anchors["p3"][0]]
-    assert {t.device.type for t in found} == {"meta"}
+    assert all(t.is_meta for t in [clone.mean, *clone.scales, clone.anchors["p3"][0]])
 
 
-def test_ties_and_modes_are_kept():
+def test_ties_are_kept():
     tied, parents = meta_clone(Tied()), meta_clone(TwoParents())
     assert tied.a.weight is tied.b.weight
     assert parents.a[0] is parents.b[0]
-    model = SmallCNN()
-    model.layer1[1].eval()
-    clone = meta_clone(model)
-    assert (clone.training, clone.layer1[1].training) == (True, False)
-    clone.eval()
-    assert model.training
 
 
-def test_a_clone_runs_and_shares_nothing():
+def test_a_clone_shares_nothing():
     model = SmallCNN()
     clone = meta_clone(model)
-    out = clone(torch.empty(2, 3, 32, 32, device="meta"))
-    assert out.shape == (2, 10)
-    assert out.device.type == "meta"
+    assert clone(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
     clone.head = nn.Linear(1, 1)
     del clone.layer1
     assert model.head.weight.shape == (10, 1024)

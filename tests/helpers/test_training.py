@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from helpers.compare import max_difference
@@ -164,6 +165,37 @@ def test_training_is_in_train_mode():
     train_one_epoch(model, digits("train", 64), LOSS, optimizer)
     assert all(modes(model))
     assert model.layer1[1].num_batches_tracked == 1
+
+
+def test_the_sums_are_those_of_python_floats_to_the_last_bit():
+    model = SmallCNN().eval()
+    loader = list(digits("val", 300))
+    with torch.no_grad():
+        losses = [LOSS(model(x), y).item() * len(y) for x, y in loader]
+        hits = [int((model(x).argmax(1) == y).sum()) for x, y in loader]
+    assert evaluate(model, loader, LOSS) == (sum(losses) / 300, sum(hits) / 300)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values read from tensors: each makes the CPU wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation is torch.ops.aten._local_scalar_dense.default
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("batches", [1, 10])
+def test_two_values_are_read_in_an_epoch_and_none_in_a_batch(batches):
+    model = SmallCNN()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    batch = torch.zeros(2, 3, 32, 32), torch.tensor([0, 1])
+    with Reads() as reads:
+        train_one_epoch(model, [batch] * batches, LOSS, optimizer)
+        assert reads.count == 2
+        evaluate(model, [batch] * batches, LOSS)
+        assert reads.count == 4
 
 
 def test_an_empty_loader():

@@ -1,96 +1,108 @@
 """tools.course: a failing lesson keeps no other from running, and nothing is hidden."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from tools import ROOT, course
+from tools import ROOT, all_notebooks, course, lesson_files
+
+
+def write(file, *sources, **metadata):
+    cells = [
+        new_code_cell(source, id=f"cell-{number}", metadata=metadata)
+        for number, source in enumerate(sources)
+    ]
+    links = "[next](02_passes.ipynb) [deeper](deeper/02_more.ipynb)"
+    cells.append(new_markdown_cell(f"# It\n\n{links}", id="title"))
+    file.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), file)
 
 
 @pytest.fixture
 def lessons(tmp_path, monkeypatch):
-    """Two lessons, of which the first fails, in place of the course's."""
+    """Two lessons, of which the first fails, and a deeper one."""
     folder = tmp_path / "notebooks"
-    folder.mkdir()
-    fails = [
-        new_markdown_cell("# It fails & says so", id="title"),
-        new_code_cell("print('so far')", id="works"),
-        new_code_cell("{}['absent']", id="raises"),
-        new_code_cell("print('not reached')", id="after"),
-    ]
-    passes = [
-        new_code_cell("1 / 0", id="may-raise", metadata={"tags": ["raises-exception"]}),
-        new_code_cell("from pathlib import Path\n\nPath.cwd().name", id="folder"),
-    ]
-    nbformat.write(new_notebook(cells=fails), folder / "01_fails.ipynb")
-    nbformat.write(new_notebook(cells=passes), folder / "02_passes.ipynb")
+    write(folder / "01_fails.ipynb", "print('so far')", "{}['absent']", "print('more')")
+    write(folder / "02_passes.ipynb", "1 / 0", tags=["raises-exception"])
+    write(
+        folder / "deeper" / "02_more.ipynb", "import pathlib; pathlib.Path.cwd().name"
+    )
+    write(folder / ".ipynb_checkpoints" / "01_fails-checkpoint.ipynb", "1 / 0")
     monkeypatch.setattr(course, "NOTEBOOKS", folder)
     monkeypatch.setattr(course, "BUILD", tmp_path / "build")
     return folder
 
 
-def test_the_others_run_and_the_failure_is_named(
-    lessons, tmp_path, monkeypatch, capsys
-):
-    kept = tmp_path / "kept"
-    (kept / "02_passes").mkdir(parents=True)
-    (kept / "02_passes" / "epoch_001.pt").touch()
-    monkeypatch.setenv("COURSE_CHECKPOINTS", str(kept))
-    before = {file: file.read_bytes() for file in lessons.iterdir()}
+def test_the_others_run_and_the_failure_is_named(lessons, tmp_path, capsys):
+    before = {file: file.read_bytes() for file in lessons.rglob("*.ipynb")}
 
     assert course.main([]) == 1
 
     out, err = capsys.readouterr()
-    assert "FAILED 01_fails, cell raises: KeyError: 'absent'" in err
-    rows = [
-        line.split() for line in out.splitlines() if line.endswith((".pt", "passes"))
-    ]
-    (row,) = [row for row in rows if row[0] == "02_passes"]
-    assert row[1] == "ok"
-    assert row[3] == str(kept / "02_passes")
-    assert sorted(kept.iterdir()) == [kept / "02_passes"], "no folder made for looking"
-
-    build = tmp_path / "build"
-    index = (build / "index.html").read_text("utf-8")
-    assert '<a href="01_fails.html">It fails &amp; says so</a>' in index
-    assert ">failed<" in index
-    assert ">ok<" in index
-    page = (build / "01_fails.html").read_text("utf-8")
+    assert err.splitlines()[-1] == "FAILED 01_fails, cell cell-1: KeyError: 'absent'"
+    rows = [line.split() for line in out.splitlines()]
+    assert ["01_fails", "failed"] in [row[:2] for row in rows]
+    assert ["02_passes", "ok"] in [row[:2] for row in rows]
+    assert {file: file.read_bytes() for file in lessons.rglob("*.ipynb")} == before
+    page = (tmp_path / "build" / "01_fails.html").read_text("utf-8")
     assert "so far" in page
     assert "KeyError" in page
-    ran = nbformat.read(build / "notebooks" / "02_passes.ipynb", as_version=4)
-    assert ran.cells[1].outputs[0].data["text/plain"] == "'notebooks'"
-    assert {file: file.read_bytes() for file in lessons.iterdir()} == before
+    assert 'href="02_passes.html"' in page
+    assert 'href="deeper/02_more.html"' in page
+
+    assert course.main(["deeper"]) == 0
+    page = (tmp_path / "build" / "deeper" / "02_more.html").read_text("utf-8")
+    assert "'deeper'" in page, "it ran in its own folder"
+    index = (tmp_path / "build" / "index.html").read_text("utf-8")
+    for name in ("01_fails", "02_passes", "deeper/02_more"):
+        assert f'<a href="{name}.html">' in index
 
 
-def test_one_lesson_by_name(lessons, tmp_path, capsys):
-    assert course.main(["02_passes"]) == 0
-    assert not (tmp_path / "build" / "01_fails.html").exists()
+def test_lessons_by_name(lessons):
+    def names(*wanted):
+        return [str(f.relative_to(lessons)) for f in lesson_files(wanted, lessons)]
+
+    assert names() == ["01_fails.ipynb", "02_passes.ipynb"]
+    assert names("deeper") == ["deeper/02_more.ipynb"]
+    assert names("02_passes", "notebooks/deeper/02_more.ipynb") == [
+        *("02_passes.ipynb", "deeper/02_more.ipynb")
+    ]
+    assert len(all_notebooks(lessons)) == 3
+    found = "There are: 01_fails, 02_passes, deeper/02_more[.]"
+    with pytest.raises(SystemExit, match=f"No such lesson: 09_x[.] {found}"):
+        names("09_x")
+    (lessons / "ko").mkdir()
+    with pytest.raises(SystemExit, match="There are no lessons"):
+        names("ko")
 
 
-def test_a_lesson_that_is_none(lessons):
-    message = "No such lesson: 09_x[.] There are: 01_fails, 02_passes[.]"
-    with pytest.raises(SystemExit, match=message):
-        course.main(["09_x"])
-
-
-def test_the_page_links_to_pages(lessons, tmp_path):
-    notebook = new_notebook(
-        cells=[new_markdown_cell("[next](02_passes.ipynb)", id="links")]
+def test_ctrl_c_stops_the_lesson_its_kernel_and_the_rest(lessons, tmp_path):
+    write(
+        lessons / "01_fails.ipynb",
+        "import os, time\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        "time.sleep(600)",
     )
-    result = course.Result("01_fails", "It fails", 0.0)
-    (tmp_path / "build" / "notebooks").mkdir(parents=True)
-    course.write_page(notebook, result, tmp_path / "build")
-    assert 'href="02_passes.html"' in (tmp_path / "build/01_fails.html").read_text()
-
-
-@pytest.mark.parametrize("name", ["notebooks", "address", "course"])
-def test_the_tools_have_a_usage(name):
-    command = [sys.executable, "-m", f"tools.{name}", "--help"]
-    shown = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True
+    program = (
+        "from pathlib import Path\nfrom tools import course\n"
+        f"course.NOTEBOOKS = Path({str(lessons)!r})\n"
+        f"course.BUILD = Path({str(tmp_path / 'build')!r})\ncourse.main([])"
     )
-    assert f"python -m tools.{name}" in shown.stdout
+    command = [sys.executable, "-c", program]
+    pid = tmp_path / "pid"
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        while not (pid.exists() and pid.read_text()):
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.send_signal(signal.SIGINT)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert err.splitlines()[-1].startswith("Stopped.")
+    assert "FAILED" not in err
+    assert not psutil.pid_exists(int(pid.read_text()))

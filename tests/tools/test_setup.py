@@ -1,7 +1,7 @@
-"""tools/setup.py, the Makefile: a set-up that can't work says so, and leaves nothing.
+"""The environment: made, completed, brought up to date, and no one else's touched.
 
-Each test gives setup.py a course folder of its own. But for the one that meets a closed
-network, no environment is made: a stand-in takes the commands that setup.py would run.
+All is real, make and pip included, in a small copy of the course: its torch and
+torchvision are two modules of a line each, and pip is kept from the network.
 """
 
 import ast
@@ -10,220 +10,184 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections import namedtuple
-from types import SimpleNamespace
 
 import pytest
 
 from tools import ROOT
 
 SCRIPT = ROOT / "tools" / "setup.py"
-Disk = namedtuple("Disk", "free")
 
 
-class Commands:
-    """In place of the module `subprocess`: makes the environment, installs nothing."""
-
-    DEVNULL, CalledProcessError = subprocess.DEVNULL, subprocess.CalledProcessError
-
-    def __init__(self):
-        self.ran, self.fail_at = [], None  # "venv", "download", "install", "import"
-
-    def call(self, command, **_):
-        kinds = ("venv", "download", "install", "import")
-        words = " ".join(command).split()
-        kind = next((kind for kind in kinds if kind in words), "works")
-        self.ran.append(kind)
-        if kind == "venv":
-            python = os.path.join(command[-1], "bin", "python")  # noqa: PTH118
-            os.makedirs(os.path.dirname(python))  # noqa: PTH103, PTH120
-            shutil.copy(shutil.which("true"), python)
-        if self.fail_at == (kind, "interrupt"):
-            raise KeyboardInterrupt
-        return int(self.fail_at == kind)
-
-    def run(self, command, check=False, **_):
-        code = self.call(command)
-        if check and code:
-            raise subprocess.CalledProcessError(code, command)
-        return SimpleNamespace(returncode=code)
+def write_wheel(folder, name, text="", version="1"):
+    """A package of one line, ready to be installed."""
+    about = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": text,
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: any",
+        f"{about}/RECORD": "",
+    }
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for place, content in files.items():
+            wheel.writestr(place, content)
 
 
 @pytest.fixture
 def course(tmp_path):
-    """A course folder with setup.py and the files that it reads."""
-    (tmp_path / "tools").mkdir()
-    shutil.copy(SCRIPT, tmp_path / "tools")
-    for name in ("requirements.txt", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).write_text(name)
-    return tmp_path
+    """A course that needs two tiny packages; its path has a space in it."""
+    folder = tmp_path / "a course"
+    (folder / "tools").mkdir(parents=True)
+    # The disk of who runs this test is not the question.
+    script = SCRIPT.read_text("utf-8").replace("NEEDED_GB = 7", "NEEDED_GB = 0")
+    (folder / "tools" / "setup.py").write_text(script, "utf-8")
+    # The command only says which Python runs it.
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    makefile += "\ntry: .venv/.complete\n\t@$(bin)/python -c 'import torch'\n"
+    (folder / "Makefile").write_text(makefile, "utf-8")
+    (folder / "requirements.txt").write_text("torch\n")
+    (folder / "requirements-test.txt").write_text("torchvision\n")
+    (folder / "constraints.txt").write_text("torch==1\n")
+    (tmp_path / "wheels").mkdir()
+    write_wheel(tmp_path / "wheels", "torch")
+    write_wheel(tmp_path / "wheels", "torchvision", "class ops: nms = None")
+    return folder
 
 
-@pytest.fixture
-def commands():
-    return Commands()
-
-
-@pytest.fixture
-def setup(course, commands, monkeypatch):
-    """The script as a module, on a machine where everything is as it should be."""
-    spec = importlib.util.spec_from_file_location(
-        "setup", course / "tools" / "setup.py"
+def start(course, **variables):
+    plain = {k: v for k, v in os.environ.items() if k[:4] not in ("PIP_", "MAKE")}
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(course.parent / "wheels")}
+    return subprocess.Popen(
+        ["make", "try", f"PYTHON={sys.executable}"],
+        cwd=course,
+        env=plain | offline | {"PIP_CONFIG_FILE": os.devnull} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
+
+
+def make(course, **variables):
+    """The exit status of `make`, and all that it printed."""
+    started = start(course, **variables)
+    printed, _ = started.communicate(timeout=120)
+    return started.returncode, printed
+
+
+def test_set_up_by_two_commands_at_once_and_then_kept_up_to_date(course):
+    (course / ".venv").mkdir()  # an empty folder will do
+    both = [start(course), start(course)]
+    printed = "".join(command.communicate(timeout=120)[0] for command in both)
+    assert [command.returncode for command in both] == [0, 0], printed
+    assert printed.count("Installing") == 1
+
+    assert make(course) == (0, ""), "nothing to do"
+    (course / "requirements.txt").touch()
+    assert make(course) == (0, ""), "newer, but the same text"
+
+    mine = course / ".venv" / "mine"
+    mine.touch()
+    (course / ".venv" / ".made-by-make").unlink()  # until 2026 the stamp alone said so
+    write_wheel(course.parent / "wheels", "torch", version="2")
+    (course / "constraints.txt").write_text("torch==2\n")
+    code, printed = make(course)
+    assert code == 0, printed
+    assert list((course / ".venv").rglob("torch-2.dist-info"))
+    assert mine.exists()
+
+    python = course / ".venv" / "bin" / "python"
+    python.unlink()
+    python.symlink_to(course / "gone")  # as after an upgrade of the system
+    code, printed = make(course)
+    assert code == 0, printed
+    assert python.exists()
+
+
+def test_an_interrupted_set_up_is_completed_by_the_same_command(course):
+    write_wheel(course.parent / "wheels", "torchvision", "class ops: nothing = None")
+    code, printed = make(course)
+    assert code != 0
+    assert "AttributeError" in printed
+    assert "torch and torchvision do not fit together" in printed
+
+    # What stands in for an interrupt: all that the first command left, but half.
+    shutil.rmtree(course / ".venv" / "bin")
+    rest = course / ".venv" / "rest"
+    rest.touch()
+    write_wheel(course.parent / "wheels", "torchvision", "class ops: nms = None")
+    code, printed = make(course)
+    assert code == 0, printed
+    assert not rest.exists()
+
+
+def changes(folder):
+    return {f: f.lstat().st_ctime_ns for f in [folder, *folder.rglob("*")]}
+
+
+@pytest.mark.parametrize("kind", ["an environment", "a file"])
+def test_an_environment_of_someone_else_is_not_touched(course, kind):
+    env = course / ".venv"
+    if kind == "a file":
+        env.write_text("mine")
+    else:
+        (env / "bin").mkdir(parents=True)
+        (env / "bin" / "python").symlink_to(sys.executable)
+        (env / "pyvenv.cfg").write_text("mine")
+    before = changes(env)
+    code, printed = make(course)
+    assert code != 0
+    assert "leaves it alone. Rename it" in printed
+    assert changes(env) == before
+
+
+def test_without_a_network_it_says_so(course):
+    code, printed = make(
+        course,
+        PIP_NO_INDEX="",
+        PIP_FIND_LINKS="",
+        PIP_RETRIES="0",
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+    )
+    assert code != 0
+    assert "If it reached no package index, check the network" in printed
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch):
+    """The script as a module, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("setup", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "subprocess", commands)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: Disk(free=50e9))
     return module
 
 
-def run(setup):
-    setup.main(".venv", "constraints.txt")
-
-
-def stops(setup, message):
-    """It stops with one line that says so, and the exit status is not 0."""
+def stops(setup, folder, message):
+    """It stops with one line that says so, and leaves nothing."""
     with pytest.raises(SystemExit, match=message) as stop:
-        run(setup)
+        setup.bring_up_to_date(folder / ".venv" / ".complete", [])
     assert str(stop.value).startswith("Set-up stopped: ")
     assert len(str(stop.value).splitlines()) == 1
+    assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("version", [(3, 8), (3, 10), (3, 14)])
-def test_a_wrong_python(setup, course, commands, monkeypatch, version):
-    fake = SimpleNamespace(version_info=(*version, 0), exit=sys.exit)
-    monkeypatch.setattr(setup, "sys", fake)
-    stops(
-        setup,
-        "Python 3.{} was found, 3.11, 3.12 or 3.13 is needed".format(*version[1:]),
-    )
-    assert not (course / ".venv").exists()
-    assert commands.ran == []
+@pytest.mark.parametrize("version", [(3, 10, 14), (3, 14, 0)])
+def test_a_python_that_will_not_do(setup, tmp_path, monkeypatch, version):
+    monkeypatch.setattr(setup.sys, "version_info", version)
+    stops(setup, tmp_path, r"Python 3\.1. was found, 3.11, 3.12 or 3.13 is needed")
 
 
 def test_an_old_python_gets_as_far_as_the_message():
     ast.parse(SCRIPT.read_text("utf-8"), feature_version=(3, 7))
 
 
-def test_no_venv_module(setup, course, monkeypatch):
+def test_no_venv_module(setup, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ensurepip", None)
-    stops(setup, "sudo apt install python3.*-venv")
-    assert not (course / ".venv").exists()
+    stops(setup, tmp_path, "sudo apt install python3.*-venv")
 
 
-def test_too_little_disk(setup, course, monkeypatch):
-    monkeypatch.setattr(setup.shutil, "disk_usage", lambda _: Disk(free=1.25e9))
-    stops(setup, r"1\.2 GB are free in .* GB are needed")
-    assert not (course / ".venv").exists()
-
-
-def test_an_environment_that_can_not_be_made(setup, course, commands):
-    commands.fail_at = "venv"
-    stops(setup, "could not make a virtual environment")
-    assert not (course / ".venv").exists()
-
-
-def test_no_network(course):
-    """The real thing, up to pip's first look at an index that does not answer."""
-    closed = {
-        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
-        "PIP_CONFIG_FILE": os.devnull,
-    }
-    plain = {key: value for key, value in os.environ.items() if key[:4] != "PIP_"}
-    # The disk of who runs this test is not the question.
-    script = course / "tools" / "setup.py"
-    script.write_text(
-        script.read_text("utf-8").replace("NEEDED_GB = 7", "NEEDED_GB = 0")
-    )
-    ran = subprocess.run(
-        [sys.executable, "tools/setup.py", ".venv", "constraints.txt"],
-        cwd=course,
-        env=plain | closed,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 1
-    (line,) = ran.stderr.splitlines()
-    assert "pip reaches no package index" in line
-    assert not (course / ".venv").exists()
-
-
-def test_set_up_once_then_at_once(setup, commands, capsys):
-    run(setup)
-    assert commands.ran == ["venv", "download", "install", "import"]
-    commands.ran.clear()
-    capsys.readouterr()
-    run(setup)
-    assert commands.ran == ["works"]
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(
-    "name", ["requirements.txt", "pyproject.toml", "constraints.txt"]
-)
-def test_changed_requirements_are_installed(setup, course, commands, name):
-    run(setup)
-    commands.ran.clear()
-    (course / name).write_text("changed")
-    run(setup)
-    assert commands.ran == ["works", "download", "install", "import"]
-
-
-def test_requirements_that_do_not_install_are_tried_again(setup, course, commands):
-    run(setup)
-    (course / "requirements.txt").write_text("changed")
-    commands.fail_at = "install"
-    stops(setup, "pip could not install everything")
-    (course / "requirements.txt").write_text("requirements.txt")  # as it was
-    commands.fail_at = None
-    commands.ran.clear()
-    run(setup)
-    assert "install" in commands.ran, "what pip left half-way is not trusted"
-
-
-@pytest.mark.parametrize(
-    "fault",
-    ["install", "import", ("install", "interrupt"), ("import", "interrupt")],
-)
-def test_an_unfinished_environment_is_made_again(setup, course, commands, fault):
-    commands.fail_at = fault
-    with pytest.raises((SystemExit, KeyboardInterrupt)):
-        run(setup)
-    assert not (course / ".venv" / ".complete").exists()
-    (course / ".venv" / "rest").touch()
-    commands.fail_at = None
-    commands.ran.clear()
-    run(setup)
-    assert commands.ran == ["venv", "download", "install", "import"]
-    assert not (course / ".venv" / "rest").exists()
-
-
-def test_an_environment_whose_python_is_gone_is_made_again(setup, course, commands):
-    run(setup)
-    (course / ".venv" / "bin" / "python").unlink()
-    commands.ran.clear()
-    run(setup)
-    assert "venv" in commands.ran
-
-
-def test_make_help_lists_every_command():
-    makefile = (ROOT / "Makefile").read_text("utf-8")
-    (phony,) = [line for line in makefile.splitlines() if line.startswith(".PHONY:")]
-    # What a make around this one hands down would be printed too.
-    plain = {name: value for name, value in os.environ.items() if "MAKE" not in name}
-    shown = subprocess.run(
-        ["make", "help"],
-        cwd=ROOT,
-        env=plain,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    listed = [
-        line.split()[1] for line in shown.splitlines() if line.split()[0] == "make"
-    ]
-    assert sorted(listed) == sorted(phony.split()[1:])
-    by_default = subprocess.run(
-        ["make"], cwd=ROOT, env=plain, capture_output=True, text=True, check=True
-    ).stdout
-    assert by_default == shown
+def test_too_little_disk(setup, tmp_path, monkeypatch):
+    disk = namedtuple("disk", "free")(1.25e9)
+    monkeypatch.setattr(setup.shutil, "disk_usage", lambda _: disk)
+    stops(setup, tmp_path, r"1\.2 GB are free in .* GB are needed")

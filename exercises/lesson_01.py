@@ -1,0 +1,769 @@
+"""Lesson 01: model summary."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from exercises import Exercise, Wrong, define
+
+
+def _choice(answer: str, feedback: str, *, correct: bool = False) -> dict[str, Any]:
+    return {"answer": answer, "correct": correct, "feedback": feedback}
+
+
+QUIZZES = {
+    "wrong_layer": [
+        {
+            "question": "The images have 32 x 32 pixels. Which layer raises the error?",
+            "type": "multiple_choice",
+            "answers": [
+                _choice(
+                    "the first Conv2d: it was made for 28 x 28",
+                    "A convolution has no image size. Its weights depend on channels "
+                    "and kernel alone, and it slides over an image of any size.",
+                ),
+                _choice(
+                    "MaxPool2d: 32 does not become 7",
+                    "Pooling takes any size, too. It gives 16, then 8, and nobody "
+                    "complains about that yet.",
+                ),
+                _choice(
+                    "the Linear layer",
+                    "Yes. It is the first layer with a fixed number of inputs: "
+                    "32 * 7 * 7 = 1568, and now 32 * 8 * 8 = 2048 arrive.",
+                    correct=True,
+                ),
+                _choice(
+                    "none: PyTorch adapts the sizes",
+                    "A layer's weights are made in its constructor and keep their "
+                    "size. Only LazyLinear waits for its first input.",
+                ),
+            ],
+        }
+    ],
+    "vgg19": [
+        {
+            "question": "Where are most of VGG19's parameters?",
+            "type": "multiple_choice",
+            "answers": [
+                _choice(
+                    "in the 16 convolutions",
+                    "They are many, but a kernel is small: at most 512 * 512 * 3 * 3, "
+                    "2.4 million numbers each.",
+                ),
+                _choice(
+                    "in the first Linear layer",
+                    "Yes: it joins 512 * 7 * 7 inputs to 4096 outputs, each with each.",
+                    correct=True,
+                ),
+                _choice(
+                    "in the last Linear layer, with its 1000 outputs",
+                    "It has 4096 inputs for each output, 4.1 million in all. "
+                    "Compare 25,088 inputs and 4096 outputs.",
+                ),
+                _choice(
+                    "evenly in all layers",
+                    "Section 2 says otherwise: the number grows with inputs times "
+                    "outputs, and the layers differ in both.",
+                ),
+            ],
+        },
+        {
+            "question": "We double the image's side, from 224 to 448. What grows?",
+            "type": "multiple_choice",
+            "answers": [
+                _choice(
+                    "parameters and work, both about four times",
+                    "A kernel does not grow with the image: it takes more steps.",
+                ),
+                _choice(
+                    "the work about four times, the parameters not at all",
+                    "Yes: four times as many positions, and the same kernels.",
+                    correct=True,
+                ),
+                _choice(
+                    "the work twice, the parameters not at all",
+                    "Twice as wide and twice as high: four times as many positions.",
+                ),
+                _choice(
+                    "neither: the model is the same",
+                    "The model is, but each of its kernels takes more steps.",
+                ),
+            ],
+        },
+    ],
+}
+
+
+def _source(function: Callable) -> str:
+    """The code of `_name`, under the name that the learner's function has."""
+    return inspect.getsource(function).replace("def _", "def ", 1)
+
+
+# ---- output_size
+
+SIZES = [  # size, kernel, stride, padding
+    *((32, 3, 1, 1), (28, 5, 1, 0), (112, 2, 2, 0), (5, 3, 2, 1), (224, 7, 2, 3)),
+    *((7, 2, 2, 0), (14, 3, 3, 1), (227, 11, 4, 2)),
+]
+SIZE_MISTAKES: list[tuple[Callable, str]] = [
+    (
+        lambda n, k, s, p: (n + 2 * p - k) / s + 1,
+        "A side is a whole number. A last step that does not fit is left out: divide "
+        "with //, not with /.",
+    ),
+    (
+        lambda n, k, s, p: -(-(n + 2 * p - k) // s) + 1,
+        "You round up. A step that does not fit is left out, so round down.",
+    ),
+    (
+        lambda n, k, s, p: (n + p - k) // s + 1,
+        "You add the padding once. It is added on both sides.",
+    ),
+    (
+        lambda n, k, s, p: (n + 2 * p - k) // s,
+        "You count the steps, but not the position where the kernel begins: add 1.",
+    ),
+    (
+        lambda n, k, s, p: (n + 2 * p - k + 1) // s,
+        "You add 1 before the division. The first position is one more output, not "
+        "one more pixel: add 1 after it.",
+    ),
+    (
+        lambda n, k, s, p: (n - k) // s + 1,
+        "You leave out the padding, which makes the input larger on both sides.",
+    ),
+    (
+        lambda n, k, s, p: n + 2 * p - k + 1,
+        "You leave out the stride: with stride 2 the kernel makes half as many steps.",
+    ),
+]
+
+
+def _check_output_size(output_size):
+    found = [output_size(*case) for case in SIZES]
+    expected = []
+    for size, kernel, stride, padding in SIZES:
+        conv = nn.Conv2d(1, 1, kernel, stride, padding, device="meta")
+        expected.append(conv(torch.empty(1, 1, size, size, device="meta")).shape[-1])
+    if found == expected and all(isinstance(side, int) for side in found):
+        return
+    known = [text for rule, text in SIZE_MISTAKES if found == [rule(*c) for c in SIZES]]
+    message = known[0] if known else "Count the kernel's positions along one side."
+    pairs = zip(SIZES, expected, found, strict=True)
+    case, side, answer = next(p for p in pairs if p[1] != p[2] or type(p[2]) is not int)
+    raise Wrong(
+        f"output_size{case} should be {side}, as nn.Conv2d has it; yours is {answer}. "
+        f"{message} Section 2."
+    )
+
+
+def _start_output_size(size, kernel, stride, padding):
+    """How many positions of the kernel fit along one side."""
+
+
+def _output_size(size, kernel, stride, padding):
+    """How many positions of the kernel fit along one side."""
+    return (size + 2 * padding - kernel) // stride + 1
+
+
+output_size = Exercise(
+    _check_output_size,
+    start=_start_output_size,
+    hints=[
+        "Look at the picture. How wide is the input with its border of zeros?",
+        "The kernel begins at the left edge. How far can it still go, and how many "
+        "steps of `stride` is that? // rounds down.",
+        "One more than the number of steps: return (... - kernel) // stride + 1",
+    ],
+    solution=_output_size,
+    text=_source(_output_size),
+    wrong_answers=[
+        (SIZE_MISTAKES[0][0], "with //"),
+        (SIZE_MISTAKES[1][0], "round down"),
+        (SIZE_MISTAKES[2][0], "on both sides"),
+        (SIZE_MISTAKES[3][0], "where the kernel begins"),
+        (SIZE_MISTAKES[4][0], "after it"),
+        (SIZE_MISTAKES[5][0], "leave out the padding"),
+        (SIZE_MISTAKES[6][0], "leave out the stride"),
+        (lambda n, k, s, p: n // s, "Count the kernel's positions"),
+        (lambda n, k, s, p: float((n + 2 * p - k) // s + 1), "yours is 32.0"),
+    ],
+)
+
+
+# ---- make_net
+
+
+def _check_make_net(make_net):
+    net, given = make_net(), _start_make_net()
+    if not isinstance(net, nn.Module):
+        raise Wrong(f"make_net() should return the network, not {net!r}. Section 5.")
+    kinds = [type(layer).__name__ for layer in net.children()]
+    if kinds != [type(layer).__name__ for layer in given]:
+        raise Wrong(
+            "It should have the same layers: Conv2d, MaxPool2d, Flatten, Linear. Yours "
+            f"has {', '.join(kinds)}. One number is wrong, no layer is missing. "
+            "Section 5."
+        )
+    for old, new in zip(given[:3], net, strict=False):
+        if repr(old) != repr(new):
+            raise Wrong(
+                f"You changed {old} to {new}. It was right: it takes images of any "
+                "size. Make the Linear layer fit what arrives there. Section 5."
+            )
+    arrives = net[:3](torch.zeros(2, 1, 28, 28)).shape[1]
+    linear = net[3]
+    if linear.in_features != arrives:
+        raise Wrong(
+            f"Your Linear layer takes {linear.in_features} numbers, and {arrives} "
+            f"arrive for each image: 8 channels of 6 x 6. {_size_hint(linear)}"
+            " Sections 2 and 5."
+        )
+    if linear.out_features != 10:
+        raise Wrong(
+            f"There are ten classes, so the last layer has 10 outputs, not "
+            f"{linear.out_features}: only what goes in was wrong. Section 5."
+        )
+
+
+def _size_hint(linear: nn.Linear) -> str:
+    if linear.out_features == 8 * 6 * 6:
+        return "Linear's arguments are inputs, then outputs."
+    return {
+        8 * 12 * 12: "You left out the pooling, which halves the side.",
+        2 * 8 * 6 * 6: "The batch is not among a layer's inputs.",
+        6 * 6: "All 8 channels are flattened, not one.",
+        8: "Flatten keeps height and width: they are inputs as well.",
+        8 * 5 * 5: "The convolution's side is 12: a kernel of 5 takes away 4, not 5.",
+        8 * 14 * 14: "Without padding the convolution gives 12, not 14.",
+    }.get(linear.in_features, "Compute the side layer by layer.")
+
+
+def _start_make_net():
+    """For grey images of 28 x 28 pixels, with ten classes."""
+    conv = nn.Conv2d(1, 8, kernel_size=5, stride=2)
+    return nn.Sequential(conv, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 7 * 7, 10))
+
+
+def _make_net():
+    """For grey images of 28 x 28 pixels, with ten classes."""
+    conv = nn.Conv2d(1, 8, kernel_size=5, stride=2)  # (28 - 5) // 2 + 1 = 12
+    # MaxPool2d: (12 - 2) // 2 + 1 = 6
+    return nn.Sequential(conv, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 6 * 6, 10))
+
+
+def _net_with(linear, conv=None, *more):
+    conv = conv or nn.Conv2d(1, 8, kernel_size=5, stride=2)
+    return lambda: nn.Sequential(conv, nn.MaxPool2d(2), *more, nn.Flatten(), linear)
+
+
+make_net = Exercise(
+    _check_make_net,
+    start=_start_make_net,
+    hints=[
+        "Read the error: (1x288 and 392x10). Which of the four numbers comes from the "
+        "data, and which from the layer?",
+        "Which side does the convolution give for 28 pixels, with kernel 5, stride 2 "
+        "and no padding? And the pooling after it?",
+        "12, then 6. How many numbers are 8 channels of 6 x 6?",
+    ],
+    solution=_make_net,
+    text=_source(_make_net),
+    wrong_answers=[
+        (_net_with(nn.Linear(8 * 12 * 12, 10)), "left out the pooling"),
+        (_net_with(nn.Linear(8, 10)), "keeps height and width"),
+        (_net_with(nn.Linear(6 * 6, 10)), "All 8 channels"),
+        (_net_with(nn.Linear(10, 288)), "inputs, then outputs"),
+        (_net_with(nn.Linear(8 * 6 * 6, 288)), "10 outputs, not 288"),
+        (_net_with(nn.Linear(400, 10)), "layer by layer"),
+        (
+            _net_with(nn.Linear(8 * 7 * 7, 10), nn.Conv2d(1, 8, 5, 2, padding=2)),
+            "You changed Conv2d",
+        ),
+        (
+            _net_with(nn.Linear(8 * 7 * 7, 10), None, nn.AdaptiveAvgPool2d(7)),
+            "the same layers",
+        ),
+    ],
+)
+
+
+# ---- run_with_hooks
+
+
+class _Failed(Exception):
+    """What the checker's model raises."""
+
+
+class _Fails(nn.Module):
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x):
+        raise self.error
+
+
+def _hooks(model: nn.Module) -> list[dict]:
+    return [dict(module._forward_hooks) for module in model.modules()]
+
+
+def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
+    """Run the answer on a model with a hook of the user's own; what it recorded."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU()), last)
+    model[0].register_forward_hook(lambda *_: None)
+    before, seen = _hooks(model), []
+
+    def record(layer, inputs, output):
+        seen.append(type(layer).__name__)
+
+    raised = None
+    try:
+        run_with_hooks(model, torch.zeros(2, 3), record)
+    except (_Failed, KeyboardInterrupt) as error:
+        raised = error
+    after = _hooks(model)
+    if not after[1] and before[1]:
+        raise Wrong(
+            "The user had a hook on the first layer, and it is gone. Clearing "
+            "`_forward_hooks` removes hooks that are not yours: remove your own by "
+            "their handles. Section 3."
+        )
+    left = sum(map(len, after)) - sum(map(len, before))
+    if left:
+        raise Wrong(f"{left} of your hooks are still on the model {when} Section 5.")
+    if isinstance(last, _Fails) and raised is None:
+        raise Wrong(
+            "The model raised an error, and your function kept it for itself. The "
+            "caller must see it: nothing may catch it, and `return` inside `finally` "
+            "drops it. Section 5."
+        )
+    return seen
+
+
+def _check_run_with_hooks(run_with_hooks):
+    seen = _try_hooks(
+        run_with_hooks,
+        nn.Linear(4, 2),
+        "after a run without an error. `except` runs only when there is one; "
+        "`finally` always does.",
+    )
+    if seen != ["Linear", "ReLU", "Linear"]:
+        raise Wrong(
+            "The hook should be called for Linear, ReLU, Linear, the layers with none "
+            f"inside, in this order. It was called for {seen}. Remove the hooks after "
+            "the model has run, not before. Section 3."
+        )
+    _try_hooks(
+        run_with_hooks,
+        _Fails(_Failed),
+        "after the model raised an error of a class of its own. Whatever is raised, "
+        "`finally` runs.",
+    )
+    _try_hooks(
+        run_with_hooks,
+        _Fails(KeyboardInterrupt),
+        "after the user stopped it. KeyboardInterrupt is no Exception, so "
+        "`except Exception` does not see it; `finally` runs then as well.",
+    )
+
+
+def _start_run_with_hooks(model, x, hook):
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [leaf.register_forward_hook(hook) for leaf in leaves]
+    model(x)
+    for handle in handles:
+        handle.remove()
+
+
+def _run_with_hooks(model, x, hook):
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [leaf.register_forward_hook(hook) for leaf in leaves]
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _put_on(model, hook):
+    leaves = [module for module in model.modules() if not list(module.children())]
+    return [leaf.register_forward_hook(hook) for leaf in leaves]
+
+
+def _take_off(handles):
+    for handle in handles:
+        handle.remove()
+
+
+def _by_except(kind, *, raise_again=True, after=True):
+    def run_with_hooks(model, x, hook):
+        handles = _put_on(model, hook)
+        try:
+            model(x)
+        except kind:
+            _take_off(handles)
+            if raise_again:
+                raise
+        if after:
+            _take_off(handles)
+
+    return run_with_hooks
+
+
+def _return_in_finally(model, x, hook):
+    handles = _put_on(model, hook)
+    try:
+        model(x)
+    finally:
+        _take_off(handles)
+        return  # noqa: B012 - the mistake
+
+
+def _clear_all(model, x, hook):
+    _put_on(model, hook)
+    try:
+        model(x)
+    finally:
+        for module in model.modules():
+            module._forward_hooks.clear()
+
+
+def _too_early(model, x, hook):
+    _take_off(_put_on(model, hook))
+    model(x)
+
+
+def _on_all_modules(model, x, hook):
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    try:
+        model(x)
+    finally:
+        _take_off(handles)
+
+
+run_with_hooks = Exercise(
+    _check_run_with_hooks,
+    start=_start_run_with_hooks,
+    hints=[
+        "If model(x) raises, which lines still run?",
+        "Python has a statement for what must happen whether or not there is an error.",
+        "try: ... finally: ... with the loop that removes the handles in `finally`, "
+        "and no `except`.",
+    ],
+    solution=_run_with_hooks,
+    text=_source(_run_with_hooks),
+    wrong_answers=[
+        (_by_except(Exception, after=False), "after a run without an error"),
+        (_by_except(RuntimeError), "an error of a class of its own"),
+        (_by_except(Exception), "after the user stopped it"),
+        (_by_except(Exception, raise_again=False), "kept it for itself"),
+        (_return_in_finally, "kept it for itself"),
+        (_clear_all, "not yours"),
+        (_too_early, "not before"),
+        (_on_all_modules, "with none inside"),
+    ],
+)
+
+
+# ---- mini_summary
+
+
+class _Nested(nn.Module):
+    """Defined in another order than called; a layer used twice; a tied weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+        self.body = nn.Sequential(
+            nn.Linear(6, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 8))
+        )
+        self.again = nn.Linear(8, 8)
+        self.tied = nn.Linear(8, 8)
+        self.tied.weight = self.again.weight
+
+    def forward(self, x):
+        return self.head(self.tied(self.again(self.again(self.body(x)))))
+
+
+NESTED_ROWS = [
+    ("body.0", (2, 8), 56),
+    ("body.1.0", (2, 8), 0),
+    ("body.1.1", (2, 8), 72),
+    ("again", (2, 8), 72),
+    ("again", (2, 8), 0),
+    ("tied", (2, 8), 8),
+    ("head", (2, 4), 36),
+]
+
+
+def _check_mini_summary(mini_summary):
+    model = _Nested()
+    rows = mini_summary(model, torch.zeros(2, 6))
+    try:
+        rows = [(name, tuple(shape), params) for name, shape, params in rows]
+    except (TypeError, ValueError) as error:
+        raise Wrong(
+            "mini_summary should return a list of (name, output shape, parameters), "
+            f"not {rows!r}. Section 3."
+        ) from error
+    if any(_hooks(model)):
+        raise Wrong("Your hooks are still on the model: remove them. Exercise 3.")
+    names, expected = [row[0] for row in rows], [row[0] for row in NESTED_ROWS]
+    if names != expected:
+        if sorted(names) == sorted(expected):
+            why = "Rows come in the order of the calls, not of the definitions."
+        elif sorted(set(names)) == sorted(set(expected)):
+            why = "A layer that is called twice has two rows, one for each call."
+        elif {"body", "body.1", ""} & set(names):
+            why = "Containers have no row: take modules that have no children."
+        elif {"0", "1", "Linear"} & set(names):
+            why = "Take the full name, `body.1.0`: model.named_modules() gives it."
+        else:
+            why = "model.named_modules() gives all modules with their names."
+        raise Wrong(
+            f"The names should be {expected}; yours are {names}. {why} Section 3."
+        )
+    for found, wanted in zip(rows, NESTED_ROWS, strict=True):
+        if found == wanted:
+            continue
+        if found[1] != wanted[1]:
+            why = "The shape is that of the layer's output."
+        elif wanted[0] == "again":
+            why = "This layer has been counted already, in its first row."
+        elif wanted[0] == "tied":
+            why = (
+                "Its weight is the very tensor of `again`, and counted there; only "
+                "its bias is new. Remember tensors, not layers."
+            )
+        else:
+            why = "A layer's parameters are its weight and its bias."
+        raise Wrong(f"Expected the row {wanted}, found {found}. {why} Section 4.")
+
+
+def _start_mini_summary(model, x):
+    """A row (name, output shape, parameters not counted before) for each call."""
+
+
+def _mini_summary(model, x):
+    """A row (name, output shape, parameters not counted before) for each call."""
+    rows, counted = [], set()
+    names = {module: name for name, module in model.named_modules()}
+
+    def record(layer, inputs, output):
+        new = [p for p in layer.parameters() if p not in counted]
+        counted.update(new)
+        rows.append((names[layer], output.shape, sum(p.numel() for p in new)))
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [leaf.register_forward_hook(record) for leaf in leaves]
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return rows
+
+
+def _mini(count=None, names=None, keep=None, hooks_stay=False):
+    """A mini_summary with one mistake."""
+
+    def mini_summary(model, x):
+        rows, seen = [], set()
+        full = {module: name for name, module in model.named_modules()}
+
+        def record(layer, inputs, output):
+            every = list(layer.parameters())
+            new = [p for p in every if p not in seen]
+            if count == "layers":
+                new = [] if layer in seen else every
+            if count == "calls":
+                new = every
+            seen.update(new)
+            seen.add(layer)
+            name = names(layer, full) if names else full[layer]
+            rows.append((name, output.shape, sum(p.numel() for p in new)))
+
+        chosen = [m for m in model.modules() if keep or not list(m.children())]
+        handles = [m.register_forward_hook(record) for m in chosen]
+        model(x)
+        if not hooks_stay:
+            _take_off(handles)
+        return rows
+
+    return mini_summary
+
+
+def _in_order_of_definition(model, x):
+    rows = _mini_summary(model, x)
+    order = [name for name, _ in model.named_modules()]
+    return sorted(rows, key=lambda row: order.index(row[0]))
+
+
+def _one_row_a_layer(model, x):
+    return list({row[0]: row for row in reversed(_mini_summary(model, x))}.values())[
+        ::-1
+    ]
+
+
+mini_summary = Exercise(
+    _check_mini_summary,
+    start=_start_mini_summary,
+    hints=[
+        "model.named_modules() yields pairs such as ('body.1.0', ReLU()). Which of "
+        "them have no children?",
+        "The hook gets the layer, not its name: make a dictionary from layer to name "
+        "first.",
+        "Keep a set of the parameters counted so far. A parameter that is in it adds "
+        "nothing: new = [p for p in layer.parameters() if p not in counted]",
+        "counted.update(new); rows.append((names[layer], output.shape, "
+        "sum(p.numel() for p in new)))",
+    ],
+    solution=_mini_summary,
+    text=_source(_mini_summary),
+    wrong_answers=[
+        (_mini(count="calls"), "counted already"),
+        (_mini(count="layers"), "Remember tensors, not layers"),
+        (_mini(names=lambda layer, full: type(layer).__name__), "the full name"),
+        (_mini(names=lambda layer, full: full[layer].split(".")[-1]), "full name"),
+        (_mini(keep="containers"), "Containers have no row"),
+        (_mini(hooks_stay=True), "remove them"),
+        (_in_order_of_definition, "order of the calls"),
+        (_one_row_a_layer, "has two rows"),
+        (lambda model, x: len(_mini_summary(model, x)), "a list of"),
+    ],
+)
+
+
+# ---- count_parameters (deeper/01_what_summaries_miss)
+
+
+class _Odd(nn.Module):
+    """A tied weight, a parameter of the model itself, a buffer, an unused layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(7))
+        self.a = nn.Linear(5, 5)  # 25 and 5
+        self.b = nn.Linear(5, 5)  # 5
+        self.b.weight = self.a.weight
+        self.norm = nn.BatchNorm1d(5)  # 10, and 11 in buffers
+        self.unused = nn.Linear(5, 3)  # 18
+        self.a.weight.requires_grad_(False)  # and its bias is trained
+        self.unused.requires_grad_(False)
+
+    def forward(self, x):
+        return self.norm(self.b(self.a(x))) + self.token.sum()
+
+
+COUNT_MISTAKES = {  # by how much the total is wrong
+    25: "The weight that two layers share is counted twice.",
+    25 + 11: "A state_dict holds buffers, too, and a shared tensor under both names.",
+    11: "BatchNorm's buffers are not parameters.",
+    -7: "A parameter of the model itself, in no layer, is missing.",
+    -18: "A layer that forward() does not use is still a part of the model.",
+}
+
+
+def _check_count_parameters(count_parameters):
+    answer, expected = count_parameters(_Odd()), (70, 27)
+    try:
+        total, trainable = answer
+    except TypeError as error:
+        raise Wrong(f"Return (total, trainable), two numbers, not {answer}.") from error
+    if (total, trainable) == expected:
+        return
+    if total != expected[0]:
+        why = "Ask the model for its parameters(): each tensor comes once."
+        why = COUNT_MISTAKES.get(total - expected[0], why)
+    elif trainable == total:
+        why = "Some parameters have requires_grad=False: training leaves them alone."
+    else:
+        why = "Each parameter has its own requires_grad: a frozen weight's bias learns."
+    raise Wrong(
+        f"Expected (total, trainable) {expected}, found {answer}. {why} Section 2."
+    )
+
+
+def _start_count_parameters(model):
+    """(total, trainable): how many numbers the model's parameters have."""
+
+
+def _count_parameters(model):
+    """(total, trainable): how many numbers the model's parameters have."""
+    parameters = list(model.parameters())
+    total = sum(p.numel() for p in parameters)
+    return total, sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _by_modules(model):
+    """Tied weights twice: each module is asked for its own."""
+    own = [p for m in model.modules() for p in m.parameters(recurse=False)]
+    return sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)
+
+
+def _by_state_dict(model):
+    tensors = model.state_dict(keep_vars=True).values()
+    trainable = sum(t.numel() for t in tensors if t.requires_grad)
+    return sum(t.numel() for t in tensors), trainable
+
+
+def _with_buffers(model):
+    total, trainable = _count_parameters(model)
+    return total + sum(b.numel() for b in model.buffers()), trainable
+
+
+def _by_children(model):
+    children = nn.ModuleList(model.children())
+    return _count_parameters(children)
+
+
+def _called_only(model):
+    called = []
+    handles = [
+        module.register_forward_hook(lambda layer, *_: called.append(layer))
+        for module in model.modules()
+    ]
+    model(torch.zeros(2, 5))
+    _take_off(handles)
+    own = {p for m in called for p in m.parameters(recurse=False)}
+    return sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)
+
+
+def _by_weight(model):
+    total = _count_parameters(model)[0]
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.BatchNorm1d)]
+    trained = [m for m in layers if m.weight.requires_grad]
+    return total, sum(math.prod(p.shape) for m in trained for p in m.parameters())
+
+
+count_parameters = Exercise(
+    _check_count_parameters,
+    start=_start_count_parameters,
+    hints=[
+        "Which method of the model yields each parameter once, however many layers "
+        "use it?",
+        "p.numel() is the number of elements, p.requires_grad says whether it is "
+        "trained.",
+        "sum(p.numel() for p in model.parameters() if p.requires_grad)",
+    ],
+    solution=_count_parameters,
+    text=_source(_count_parameters),
+    wrong_answers=[
+        (_by_modules, "two layers share"),
+        (_by_state_dict, "holds buffers, too"),
+        (_with_buffers, "are not parameters"),
+        (_by_children, "of the model itself"),
+        (_called_only, "still a part of the model"),
+        (_by_weight, "a frozen weight's bias"),
+        (lambda model: (_count_parameters(model)[0],) * 2, "requires_grad=False"),
+        (lambda model: _count_parameters(model)[0], "two numbers"),
+    ],
+)
+
+quiz = define(globals())

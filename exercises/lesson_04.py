@@ -1,0 +1,625 @@
+"""Lesson 04: checkpoints."""
+
+import copy
+import math
+import re
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from exercises import Exercise, Wrong, define
+from helpers.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
+
+QUIZZES = {
+    "same_run": [
+        {
+            "question": "The resumed run trains epochs 4 to 6. How do its weights "
+            "compare with those of the run that was never interrupted?",
+            "type": "multiple_choice",
+            "answers": [
+                {
+                    "answer": "They are equal: model and optimizer were restored.",
+                    "correct": False,
+                    "feedback": "A training run has more state than these two: what "
+                    "decides the order of the images, for example?",
+                },
+                {
+                    "answer": "They differ by rounding, in the last digits.",
+                    "correct": False,
+                    "feedback": "On a CPU the same operations on the same numbers give "
+                    "the same bits. If anything differs, the operations did.",
+                },
+                {
+                    "answer": "They differ clearly: it is another run.",
+                    "correct": True,
+                    "feedback": "Yes. Model and optimizer continue, but the learning "
+                    "rate, the order of the images and Dropout's draws start again.",
+                },
+            ],
+        }
+    ],
+    "half_written": [
+        {
+            "question": "The program overwrites model.pt with torch.save and is killed "
+            "half-way. What does model.pt hold?",
+            "type": "multiple_choice",
+            "answers": [
+                {
+                    "answer": "the previous weights: the save did not finish",
+                    "correct": False,
+                    "feedback": "Opening a file for writing empties it at once. The "
+                    "previous weights are gone before the first new byte is written.",
+                },
+                {
+                    "answer": "the new weights, the rest filled with zeros",
+                    "correct": False,
+                    "feedback": "Nothing fills up the rest. The index of the archive "
+                    "comes last, so without it nothing in the file can be found.",
+                },
+                {
+                    "answer": "part of the new weights: the file cannot be loaded",
+                    "correct": True,
+                    "feedback": "Yes, and the previous weights are gone as well.",
+                },
+            ],
+        }
+    ],
+}
+
+
+# --- newest -------------------------------------------------------------------------
+
+NAMES = [
+    "checkpoint_model_9_0.2114_0.9370.pt",
+    "checkpoint_model_10_0.2210_0.9345.pt",
+    "checkpoint_model_2_0.9803_0.7103.pt",
+]
+
+
+def _check_newest(newest):
+    cases = {
+        NAMES[1]: NAMES,
+        "checkpoint_model_100_0.1_0.9.pt": [
+            "checkpoint_model_99_0.3_0.9.pt",
+            "checkpoint_model_100_0.1_0.9.pt",
+        ],
+        "checkpoint_model_12_0.5000_0.8000.pt": [
+            "checkpoint_model_11_0.4000_0.9000.pt",
+            "checkpoint_model_12_0.5000_0.8000.pt",
+            "checkpoint_model_3_2.3000_0.9900.pt",
+        ],
+    }
+    for expected, names in cases.items():
+        for order in (names, names[::-1]):
+            found = newest([*order])
+            if found == expected:
+                continue
+            message = f"From {order} you chose {found!r}, expected was {expected!r}. "
+            if found == max(names):
+                message += "Names are compared letter by letter: '9' comes after '10'. "
+            elif found == order[-1] or found == order[0]:
+                message += "A folder lists its files in any order. "
+            raise Wrong(message + "Compare the epochs as integers. Section 1.")
+    with tempfile.TemporaryDirectory() as folder:
+        found = newest([f"{folder}/{name}" for name in NAMES])
+        if found != f"{folder}/{NAMES[1]}":
+            raise Wrong(
+                f"With a folder in front of the names you chose {Path(found).name!r}: "
+                "take the epoch from the file's name alone. Section 1."
+            )
+
+
+def _newest(files):
+    return max(files, key=lambda file: int(Path(file).name.split("_")[2]))
+
+
+newest = Exercise(
+    _check_newest,
+    start=lambda files: ...,
+    hints=[
+        'What does "checkpoint_model_10_0.2_0.9.pt".split("_") give?',
+        "max(files, key=...) takes a function that gives the number to compare.",
+        "The key: int(Path(file).name.split('_')[2])",
+    ],
+    solution=_newest,
+    text="""
+def newest(files):
+    return max(files, key=lambda file: int(Path(file).name.split("_")[2]))
+""",
+    wrong_answers=[
+        (max, "letter by letter"),
+        (lambda files: sorted(files)[-1], "letter by letter"),
+        (lambda files: files[-1], "in any order"),
+        (
+            lambda files: max(files, key=lambda f: int(re.findall(r"\d+", f)[-2])),
+            "integers",
+        ),
+    ],
+)
+
+
+# --- resume -------------------------------------------------------------------------
+
+
+def _build(seed):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    draw = torch.Generator().manual_seed(7)
+    inputs = torch.rand((24, 4), generator=draw)
+    labels = torch.randint(3, (24,), generator=draw)
+    generator = torch.Generator().manual_seed(seed)
+    loader = DataLoader(
+        TensorDataset(inputs, labels), 8, shuffle=True, generator=generator
+    )
+    return SimpleNamespace(
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        generator=generator,
+        loader=loader,
+    )
+
+
+def _train_epoch(run):
+    run.model.train()
+    for inputs, labels in run.loader:
+        loss = nn.functional.cross_entropy(run.model(inputs), labels)
+        run.optimizer.zero_grad()
+        loss.backward()
+        run.optimizer.step()
+    run.scheduler.step()
+
+
+def _state(run, epoch):
+    return {
+        "epoch": epoch,
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict(),
+        "generator": run.generator.get_state(),
+        "random": torch.get_rng_state(),
+    }
+
+
+def _check_resume(resume):
+    for epoch_saved in (1, 3, 5):
+        with tempfile.TemporaryDirectory() as folder:
+            run = _build(seed=0)
+            for epoch in range(1, 7):
+                _train_epoch(run)
+                if epoch == epoch_saved:
+                    torch.save(_state(run, epoch), Path(folder, "run.pt"))
+            after = torch.get_rng_state()
+            built, epochs = [], []
+
+            def build(seed, built=built):
+                built.append(_build(seed))
+                return built[-1]
+
+            def train_epoch(run, epochs=epochs):
+                epochs.append(1)
+                _train_epoch(run)
+
+            resumed = resume(Path(folder, "run.pt"), build, train_epoch)
+        if resumed is None:
+            raise Wrong("resume returned None, expected was the run. End with return.")
+        if len(epochs) != 6 - epoch_saved:
+            raise Wrong(
+                f"Saved after epoch {epoch_saved}, to be trained up to epoch 6: you "
+                f"trained {len(epochs)} epochs, expected were {6 - epoch_saved}. The "
+                "file holds the epoch that was finished, not the next one. Section 2."
+            )
+        if resumed.scheduler.state_dict() != run.scheduler.state_dict():
+            raise Wrong(
+                "The scheduler counts from the beginning again: its learning rate is "
+                f"{resumed.scheduler.get_last_lr()[0]:g}, expected was "
+                f"{run.scheduler.get_last_lr()[0]:g}. Section 3."
+            )
+        if not torch.equal(resumed.generator.get_state(), run.generator.get_state()):
+            raise Wrong(
+                "The loader's generator is not where it was, so the images come in "
+                "another order. Section 3."
+            )
+        if not torch.equal(torch.get_rng_state(), after):
+            raise Wrong(
+                "PyTorch's random numbers are not where they were, so Dropout draws "
+                "others. Something draws or seeds after you have restored them: "
+                "build everything first, restore the random state last. Section 3."
+            )
+        theirs, ours = resumed.model.state_dict(), run.model.state_dict()
+        apart = max((theirs[key] - ours[key]).abs().max().item() for key in ours)
+        if apart:
+            raise Wrong(
+                f"The weights differ by {apart:.3g} from the undisturbed run, expected "
+                "was exactly 0. Which state is loaded, and which is not? Section 3."
+            )
+
+
+def _start_resume(file, build, train_epoch):
+    state = torch.load(file, weights_only=True)
+    torch.set_rng_state(state["random"])
+    run = build(seed=123)
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.generator.set_state(state["generator"])
+    for _ in range(state["epoch"], 7):
+        train_epoch(run)
+    return run
+
+
+def _resume(file, build, train_epoch):
+    state = torch.load(file, weights_only=True)
+    run = build(seed=123)
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scheduler.load_state_dict(state["scheduler"])
+    run.generator.set_state(state["generator"])
+    torch.set_rng_state(state["random"])
+    for _ in range(state["epoch"] + 1, 7):
+        train_epoch(run)
+    return run
+
+
+def _resume_random_first(file, build, train_epoch):
+    state = torch.load(file, weights_only=True)
+    torch.set_rng_state(state["random"])
+    run = build(seed=123)
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scheduler.load_state_dict(state["scheduler"])
+    run.generator.set_state(state["generator"])
+    for _ in range(state["epoch"] + 1, 7):
+        train_epoch(run)
+    return run
+
+
+def _resume_without_scheduler(file, build, train_epoch):
+    state = torch.load(file, weights_only=True)
+    run = build(seed=123)
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.generator.set_state(state["generator"])
+    torch.set_rng_state(state["random"])
+    for _ in range(state["epoch"] + 1, 7):
+        train_epoch(run)
+    return run
+
+
+def _resume_same_seed(file, build, train_epoch):
+    state = torch.load(file, weights_only=True)
+    run = build(seed=0)
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scheduler.load_state_dict(state["scheduler"])
+    for _ in range(state["epoch"] + 1, 7):
+        train_epoch(run)
+    return run
+
+
+def _resume_without_optimizer(file, build, train_epoch):
+    state = torch.load(file, weights_only=True)
+    run = build(seed=123)
+    run.model.load_state_dict(state["model"])
+    run.scheduler.load_state_dict(state["scheduler"])
+    run.generator.set_state(state["generator"])
+    torch.set_rng_state(state["random"])
+    for _ in range(state["epoch"] + 1, 7):
+        train_epoch(run)
+    return run
+
+
+resume = Exercise(
+    _check_resume,
+    start=_start_resume,
+    hints=[
+        "Three things are wrong: a number, a piece that is missing, and the order.",
+        "Which epoch is stored in the file, and which one has to run next?",
+        "What is in the file and never loaded? What does build() do to PyTorch's "
+        "random numbers after you have set them?",
+    ],
+    solution=_resume,
+    text="""
+def resume(file, build, train_epoch):
+    state = torch.load(file, weights_only=True)
+    run = build(seed=123)
+    run.model.load_state_dict(state["model"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.scheduler.load_state_dict(state["scheduler"])  # was missing
+    run.generator.set_state(state["generator"])
+    torch.set_rng_state(state["random"])               # last: build() draws numbers
+    for _ in range(state["epoch"] + 1, 7):             # the stored epoch is finished
+        train_epoch(run)
+    return run
+""",
+    wrong_answers=[
+        (_resume_random_first, "restore the random state last"),
+        (_resume_without_scheduler, "scheduler counts from the beginning"),
+        (_resume_same_seed, "another order"),
+        (_resume_without_optimizer, "Which state is loaded"),
+    ],
+)
+
+
+# --- load_best ----------------------------------------------------------------------
+
+
+def _check_load_best(load_best):
+    cases = [  # (validation loss, accuracy) by epoch, and the best epoch
+        ([(0.9, 0.6), (0.3, 0.9), (0.4, 0.95), (0.5, 0.9)], 2),
+        ([(math.nan, 0.1), (0.9, 0.6), (0.8, 0.7), (1.2, 0.5)], 3),
+        ([(0.12344, 0.9), (0.12339, 0.9), (0.12342, 0.9)], 2),
+        ([(1 / epoch, 0.5) for epoch in range(1, 11)], 10),
+    ]
+    for measured, best in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            for epoch, (loss, acc) in enumerate(measured, start=1):
+                saved = nn.Linear(1, 1)
+                nn.init.constant_(saved.weight, epoch)
+                save_checkpoint(
+                    folder,
+                    epoch=epoch,
+                    model=saved,
+                    loss=loss,
+                    acc=acc,
+                    keep_last=None,
+                )
+            before = sorted(Path(folder).iterdir())
+            model = nn.Linear(1, 1)
+            weight = model.weight.item()
+            epoch = load_best(folder, model)
+            if sorted(Path(folder).iterdir()) != before:
+                raise Wrong("The folder's files have changed. Only read them.")
+        losses = [loss for loss, _ in measured]
+        if epoch != best:
+            message = f"Validation losses {losses}: you chose epoch {epoch!r}, "
+            message += f"expected was {best}. "
+            if epoch == len(measured):
+                message += "That is the newest epoch, not the best. "
+            elif isinstance(epoch, int) and math.isnan(losses[epoch - 1]):
+                message += "min() keeps a NaN that comes first: leave NaN out. "
+            elif measured[0][0] == 0.12344:
+                message += "The names hold rounded losses; read the files. "
+            else:
+                message += "The best has the lowest validation loss. "
+            raise Wrong(message + "Section 6.")
+        if model.weight.item() == weight:
+            raise Wrong(
+                f"Epoch {best} is right, but the model's weights are as before: load "
+                "that file's model_state_dict into the model. Section 6."
+            )
+        if model.weight.item() != best:
+            raise Wrong(
+                f"You return epoch {best}, but the model got the weights of epoch "
+                f"{model.weight.item():g}. Section 6."
+            )
+
+
+def _start_load_best(folder, model):
+    best = list_checkpoints(folder)[-1]
+    content = read_checkpoint(best)
+    model.load_state_dict(content["model_state_dict"])
+    return content["epoch"]
+
+
+def _load_best(folder, model):
+    contents = [read_checkpoint(file) for file in list_checkpoints(folder)]
+    finite = [c for c in contents if math.isfinite(c["loss"])]
+    best = min(finite, key=lambda c: c["loss"])
+    model.load_state_dict(best["model_state_dict"])
+    return best["epoch"]
+
+
+def _best_by(key):
+    def load_best(folder, model):
+        contents = [read_checkpoint(file) for file in list_checkpoints(folder)]
+        best = min(contents, key=key)
+        model.load_state_dict(best["model_state_dict"])
+        return best["epoch"]
+
+    return load_best
+
+
+def _best_by_name(folder, model):
+    files = [f for f in list_checkpoints(folder) if "_nan_" not in f.name]
+    content = read_checkpoint(min(files, key=lambda f: float(f.name.split("_")[3])))
+    model.load_state_dict(content["model_state_dict"])
+    return content["epoch"]
+
+
+def _best_not_loaded(folder, model):
+    return _load_best(folder, copy.deepcopy(model))
+
+
+load_best = Exercise(
+    _check_load_best,
+    start=_start_load_best,
+    hints=[
+        "read_checkpoint(file) gives a dict with epoch, loss and model_state_dict.",
+        "Read all of them, then min(contents, key=lambda content: content['loss']).",
+        "A diverged epoch has loss nan: keep contents with math.isfinite(loss) alone.",
+    ],
+    solution=_load_best,
+    text="""
+def load_best(folder, model):
+    contents = [read_checkpoint(file) for file in list_checkpoints(folder)]
+    finite = [c for c in contents if math.isfinite(c["loss"])]
+    best = min(finite, key=lambda c: c["loss"])
+    model.load_state_dict(best["model_state_dict"])
+    return best["epoch"]
+""",
+    wrong_answers=[
+        (
+            lambda folder, model: read_checkpoint(list_checkpoints(folder)[-1])[
+                "epoch"
+            ],
+            "the newest epoch",
+        ),
+        (_best_by(lambda c: -c["acc"]), "lowest validation loss"),
+        (_best_by(lambda c: c["loss"]), "leave NaN out"),
+        (_best_by_name, "rounded losses"),
+        (_best_not_loaded, "as before"),
+    ],
+)
+
+
+# --- early_stopping -----------------------------------------------------------------
+
+
+def _check_early_stopping(early_stopping):
+    cases = [
+        [0.9, 0.8, 0.7, 0.71, 0.72, 0.73],
+        [0.9, 0.5, 0.6, 0.4, 0.5, 0.6, 0.7],
+        [0.9, 0.5, 0.8, 0.7, 0.6],
+        [0.5, math.nan, math.nan, math.nan],
+        [0.5, 0.5, 0.5, 0.5],
+    ]
+    for losses in cases:
+        for interrupted in [None, *range(1, len(losses))]:
+            stopper = early_stopping(patience=3)
+            answers = []
+            for step, loss in enumerate(losses):
+                if step == interrupted:
+                    with tempfile.TemporaryDirectory() as folder:
+                        file = Path(folder, "stopper.pt")
+                        torch.save(stopper.state_dict(), file)
+                        state = torch.load(file, weights_only=True)
+                    stopper = early_stopping(patience=3)
+                    stopper.load_state_dict(state)
+                answers.append(bool(stopper.should_stop(loss)))
+            expected = _expected_stops(losses)
+            if answers == expected:
+                continue
+            shown = f"Losses {losses}: you answered {answers}, expected was {expected}"
+            if interrupted is not None:
+                raise Wrong(
+                    f"{shown}, when interrupted before loss {interrupted + 1}. "
+                    "Without an interruption you are right. What does state_dict leave "
+                    "out: the best loss, or the number of epochs without progress?"
+                )
+            if losses[2] == 0.8:
+                shown += ". Compare with the best loss so far, not with the last one"
+            elif losses == cases[3]:
+                shown += ". NaN is no progress: nan < 0.5 is False, and so is nan > 0.5"
+            elif losses == cases[4]:
+                shown += ". An equal loss is no progress"
+            raise Wrong(
+                f"{shown}. Stop when 3 epochs in a row have not improved the best loss."
+            )
+
+
+def _expected_stops(losses, patience=3):
+    best, bad, stops = math.inf, 0, []
+    for loss in losses:
+        best, bad = (loss, 0) if loss < best else (best, bad + 1)
+        stops.append(bad >= patience)
+    return stops
+
+
+class _StartEarlyStopping: ...
+
+
+class _EarlyStopping:
+    def __init__(self, patience):
+        self.patience, self.best, self.bad_epochs = patience, math.inf, 0
+
+    def should_stop(self, val_loss):
+        if val_loss < self.best:
+            self.best, self.bad_epochs = val_loss, 0
+        else:
+            self.bad_epochs += 1
+        return self.bad_epochs >= self.patience
+
+    def state_dict(self):
+        return {"best": self.best, "bad_epochs": self.bad_epochs}
+
+    def load_state_dict(self, state):
+        self.best, self.bad_epochs = state["best"], state["bad_epochs"]
+
+
+class _ForgetsCount(_EarlyStopping):
+    def state_dict(self):
+        return {"best": self.best}
+
+    def load_state_dict(self, state):
+        self.best = state["best"]
+
+
+class _ForgetsBest(_EarlyStopping):
+    def state_dict(self):
+        return {"bad_epochs": self.bad_epochs}
+
+    def load_state_dict(self, state):
+        self.bad_epochs = state["bad_epochs"]
+
+
+class _ComparesWithLast(_EarlyStopping):
+    def should_stop(self, val_loss):
+        self.bad_epochs = 0 if val_loss < self.best else self.bad_epochs + 1
+        self.best = val_loss
+        return self.bad_epochs >= self.patience
+
+
+class _NanIsProgress(_EarlyStopping):
+    def should_stop(self, val_loss):
+        if val_loss >= self.best:
+            self.bad_epochs += 1
+        else:
+            self.best, self.bad_epochs = val_loss, 0
+        return self.bad_epochs >= self.patience
+
+
+class _EqualIsProgress(_EarlyStopping):
+    def should_stop(self, val_loss):
+        if val_loss <= self.best:
+            self.best, self.bad_epochs = val_loss, 0
+        else:
+            self.bad_epochs += 1
+        return self.bad_epochs >= self.patience
+
+
+early_stopping = Exercise(
+    _check_early_stopping,
+    start=_StartEarlyStopping,
+    hints=[
+        "Remember two things: the best loss so far, and how many epochs in a row have "
+        "not improved it.",
+        "Begin with best = math.inf. `val_loss < best` is False for NaN: that is what "
+        "you want.",
+        "state_dict returns both as a dict of plain numbers; load_state_dict sets "
+        "both.",
+    ],
+    solution=_EarlyStopping,
+    text="""
+class EarlyStopping:
+    def __init__(self, patience):
+        self.patience, self.best, self.bad_epochs = patience, math.inf, 0
+
+    def should_stop(self, val_loss):
+        if val_loss < self.best:
+            self.best, self.bad_epochs = val_loss, 0
+        else:
+            self.bad_epochs += 1
+        return self.bad_epochs >= self.patience
+
+    def state_dict(self):
+        return {"best": self.best, "bad_epochs": self.bad_epochs}
+
+    def load_state_dict(self, state):
+        self.best, self.bad_epochs = state["best"], state["bad_epochs"]
+""",
+    wrong_answers=[
+        (_ForgetsCount, "What does state_dict leave out"),
+        (_ForgetsBest, "What does state_dict leave out"),
+        (_ComparesWithLast, "not with the last one"),
+        (_NanIsProgress, "NaN is no progress"),
+        (_EqualIsProgress, "An equal loss is no progress"),
+    ],
+)
+
+quiz = define(globals())

@@ -1,0 +1,809 @@
+"""Lesson 06: data parallel. The checkers run the answers on two ranks."""
+
+import contextlib
+import io
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from exercises import Exercise, Wrong, define
+from helpers.compare import max_difference
+from helpers.ranks import run_on_ranks
+
+
+def _choice(question, *answers):
+    """A question as jupyterquiz takes it; `answers`: (answer, whether right, why)."""
+    return {
+        "question": question,
+        "type": "multiple_choice",
+        "answers": [
+            {"answer": answer, "correct": correct, "feedback": feedback}
+            for answer, correct, feedback in answers
+        ],
+    }
+
+
+QUIZZES = {
+    "collectives": [
+        _choice(
+            "Rank 0 has x = 1, rank 1 has x = 2. Both call gather(x, xs, dst=0). "
+            "Who has the list [1, 2]?",
+            ("both ranks", False, "That would be all_gather. gather has one receiver."),
+            ("rank 0 only", True, "Yes: dst=0 is the only rank that receives."),
+            ("nobody: each keeps its own", False, "Rank 1 sends, and rank 0 receives."),
+        ),
+        _choice(
+            "Both call broadcast(x, src=1). What is x then?",
+            ("1 on both", False, "src=1 is the number of the rank that sends."),
+            ("2 on both", True, "Yes: rank 1 sends its x, and rank 0's is replaced."),
+            ("3 on both", False, "Nothing is added up: that would be all_reduce."),
+            ("2 on rank 0, and 1 on rank 1", False, "It is a copy, not an exchange."),
+        ),
+        _choice(
+            "Rank 0 has xs = [5, 7] and both call scatter(x, xs, src=0). What is x?",
+            ("[5, 7] on both", False, "Every rank receives one element, not the list."),
+            ("5 on rank 0, 7 on rank 1", True, "Yes: element r goes to rank r."),
+            ("12 on both", False, "Nothing is added up: that would be all_reduce."),
+        ),
+        _choice(
+            "Only rank 0 calls broadcast(x, src=0). Rank 1 does not. What happens?",
+            (
+                "Rank 1's x is replaced all the same",
+                False,
+                "No rank can write into "
+                "another's memory: rank 1 has to receive, by the same call.",
+            ),
+            (
+                "Rank 0 or a later collective waits, until a time-out",
+                True,
+                "Yes: a collective is complete when all ranks have called it.",
+            ),
+            (
+                "An error, at once",
+                False,
+                "Nobody knows that rank 1 will never call it. It might only be late.",
+            ),
+        ),
+    ],
+    "made_different": [
+        _choice(
+            "We add 1 to a weight on rank 1 and train on. What becomes of the "
+            "difference?",
+            (
+                "It is gone after one step",
+                False,
+                "That would need an average of the "
+                "parameters. DDP exchanges gradients.",
+            ),
+            (
+                "It shrinks, step by step",
+                False,
+                "Both ranks apply the same averaged "
+                "gradient, so both weights move by the same amount.",
+            ),
+            (
+                "It stays 1",
+                True,
+                "Yes: equal gradients move both by the same amount, "
+                "and nobody compares the parameters.",
+            ),
+            (
+                "DDP raises an error",
+                False,
+                "It compares parameters' shapes when it wraps "
+                "the model, and never their values afterwards.",
+            ),
+        ),
+    ],
+    "adam": [
+        _choice(
+            "You train with Adam, and your loss is a sum under DDP. What changes, "
+            "against one process?",
+            (
+                "The learning rate is halved, in effect",
+                False,
+                "That holds for SGD, whose "
+                "step is proportional to the gradient. Adam divides by its size.",
+            ),
+            (
+                "Hardly anything",
+                True,
+                "Yes: Adam divides the gradient by a running "
+                "average of its own size, and the factor of two cancels.",
+            ),
+            (
+                "Training diverges",
+                False,
+                "The gradient is only smaller, by the number of ranks.",
+            ),
+        ),
+    ],
+}
+
+
+def _net(seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)]
+    return nn.Sequential(*layers).double()
+
+
+def _samples(n, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(n, 6, generator=generator, dtype=torch.float64)
+    return inputs, torch.randint(3, (n,), generator=generator)
+
+
+def _on_ranks(function, waiting):
+    """Each rank's result; a collective that never ends is a wrong answer."""
+    try:
+        return run_on_ranks(function)
+    except RuntimeError as error:
+        if "Timed out" in str(error) or "timeout" in str(error).lower():
+            raise Wrong(waiting) from None
+        raise
+
+
+# 1: find the hang
+
+
+def _check_mean_loss(mean_loss):
+    def on_each(rank, world_size):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            mean = mean_loss(torch.tensor(2.0 + 4 * rank))  # 2 and 6
+        return mean, printed.getvalue()
+
+    results = _on_ranks(
+        on_each,
+        "A rank waits in a collective until the time-out: not every rank calls it. "
+        "Which lines does rank 1 skip? Only the printing may stand under "
+        "`if dist.get_rank() == 0`. Section 4, the hang.",
+    )
+    means = [float(mean) if mean is not None else None for mean, _ in results]
+    printed = [bool(text.strip()) for _, text in results]
+    if means == [8, 8]:
+        raise Wrong(
+            "With losses 2 and 6 you return 8, the sum: all_reduce adds up, and the "
+            "division by the world size is missing. Section 3."
+        )
+    if means == [2, 6]:
+        raise Wrong(
+            "Each rank returns its own loss (2 and 6): nothing was exchanged. All "
+            "ranks should return the mean, 4. Section 3."
+        )
+    if means[0] == 4 != means[1]:
+        raise Wrong(
+            f"Rank 0 returns the mean, 4, and rank 1 returns {means[1]}. Every rank "
+            "needs it: reduce has one receiver, all_reduce has none. Section 3."
+        )
+    if means != [4, 4]:
+        raise Wrong(f"With losses 2 and 6, expected 4 on both ranks, found {means}.")
+    if printed != [True, False]:
+        who = [rank for rank in (0, 1) if printed[rank]]
+        raise Wrong(f"Rank 0 alone should print, once; here these print: {who}.")
+
+
+def _mean_loss_start(loss):
+    """The mean of all ranks' losses, tensors (), on every rank; rank 0 prints it."""
+    if dist.get_rank() == 0:
+        dist.all_reduce(loss)
+        loss = loss / dist.get_world_size()
+        print(f"loss {loss.item():.3f}")
+    return loss
+
+
+def _mean_loss_solution(loss):
+    dist.all_reduce(loss)
+    loss = loss / dist.get_world_size()
+    if dist.get_rank() == 0:
+        print(f"loss {loss.item():.3f}")
+    return loss
+
+
+def _mean_loss_reduce_waits(loss):
+    if dist.get_rank() == 0:
+        dist.reduce(loss, 0)
+        print(loss / dist.get_world_size())
+    return loss
+
+
+def _mean_loss_to_rank_0(loss):
+    dist.reduce(loss, 0)
+    loss = loss / dist.get_world_size()
+    if dist.get_rank() == 0:
+        print(loss)
+    return loss
+
+
+def _mean_loss_sum(loss):
+    dist.all_reduce(loss)
+    if dist.get_rank() == 0:
+        print(loss / dist.get_world_size())
+    return loss
+
+
+def _mean_loss_divided_on_0(loss):
+    dist.all_reduce(loss)
+    if dist.get_rank() == 0:
+        loss = loss / dist.get_world_size()
+        print(loss)
+    return loss
+
+
+def _mean_loss_silent_exchange(loss):
+    if dist.get_rank() == 0:
+        print(loss)
+    return loss
+
+
+def _mean_loss_all_print(loss):
+    dist.all_reduce(loss)
+    print(loss / dist.get_world_size())
+    return loss / dist.get_world_size()
+
+
+mean_loss = Exercise(
+    _check_mean_loss,
+    start=_mean_loss_start,
+    hints=[
+        "Go through the function as rank 1. Which collective does it call?",
+        "all_reduce and the division belong before the `if`; printing stays inside.",
+    ],
+    solution=_mean_loss_solution,
+    text="""
+def mean_loss(loss):
+    dist.all_reduce(loss)  # on every rank
+    loss = loss / dist.get_world_size()
+    if dist.get_rank() == 0:
+        print(f"loss {loss.item():.3f}")
+    return loss
+""",
+    wrong_answers=[
+        (_mean_loss_reduce_waits, "not every rank calls it"),
+        (_mean_loss_to_rank_0, "reduce has one receiver"),
+        (_mean_loss_sum, "the division by the world size is missing"),
+        (_mean_loss_divided_on_0, "Every rank needs it"),
+        (_mean_loss_silent_exchange, "nothing was exchanged"),
+        (_mean_loss_all_print, "Rank 0 alone should print"),
+    ],
+)
+
+
+# 2: save once
+
+
+def _check_save(save):
+    waiting = (
+        "A rank waits until the time-out: a collective, such as barrier, stands under "
+        "an `if` that only some ranks enter. All ranks must call it. Section 4."
+    )
+    with tempfile.TemporaryDirectory() as folder:
+
+        def own_file(rank, world_size):  # who writes, and what
+            model = DistributedDataParallel(_net(rank))
+            save(model, Path(folder, f"own_{rank}.pt"))
+            return model.module.state_dict()
+
+        state = _on_ranks(own_file, waiting)[0]
+        written = [rank for rank in (0, 1) if Path(folder, f"own_{rank}.pt").exists()]
+        if written != [0]:
+            raise Wrong(
+                "Every rank writes the file: two processes write to one place at the "
+                "same time, and the file may be damaged. Only rank 0 should. Section 6."
+                if written == [0, 1]
+                else f"Rank 0 should write the file, and it is written by {written}."
+            )
+        saved = torch.load(Path(folder, "own_0.pt"), weights_only=True)
+        if not isinstance(saved, dict) or any("module." in key for key in saved):
+            raise Wrong(
+                "The file's keys begin with `module.`, the name under which DDP holds "
+                "your model: a plain model refuses them. Section 2."
+            )
+        if max_difference(saved, state):
+            raise Wrong("The file does not hold the model's own state_dict.")
+
+        def one_file(rank, world_size):  # rank 0 is slow: does rank 1 wait for it?
+            model = DistributedDataParallel(_net())
+            if rank == 0:
+                pause = lambda *_: time.sleep(0.3)  # noqa: E731
+                model.module.register_state_dict_pre_hook(pause)
+            file = Path(folder, "one.pt")
+            save(model, file)
+            there = file.exists()
+            dist.barrier()
+            return there
+
+        if not _on_ranks(one_file, waiting)[1]:
+            raise Wrong(
+                "Rank 1 returns before rank 0 has written the file. If it loads it "
+                "next, it finds none, or half of it. All ranks must wait for rank 0: "
+                "dist.barrier()."
+            )
+
+
+def _save_start(model, file):
+    """Write the weights of the model under DDP; on return, the file is there."""
+    torch.save(model.state_dict(), file)
+
+
+def _save_solution(model, file):
+    if dist.get_rank() == 0:
+        torch.save(model.module.state_dict(), file)
+    dist.barrier()
+
+
+def _save_everywhere(model, file):
+    torch.save(model.module.state_dict(), file)
+    dist.barrier()
+
+
+def _save_prefixed(model, file):
+    if dist.get_rank() == 0:
+        torch.save(model.state_dict(), file)
+    dist.barrier()
+
+
+def _save_and_go(model, file):
+    if dist.get_rank() == 0:
+        torch.save(model.module.state_dict(), file)
+
+
+def _save_barrier_in_if(model, file):
+    if dist.get_rank() == 0:
+        torch.save(model.module.state_dict(), file)
+        dist.barrier()
+
+
+def _save_on_1(model, file):
+    if dist.get_rank():
+        torch.save(model.module.state_dict(), file)
+    dist.barrier()
+
+
+def _save_barrier_first(model, file):
+    dist.barrier()
+    if dist.get_rank() == 0:
+        torch.save(model.module.state_dict(), file)
+
+
+save = Exercise(
+    _check_save,
+    start=_save_start,
+    hints=[
+        "Three things: who writes, which keys, and what rank 1 does meanwhile.",
+        "`if dist.get_rank() == 0:` around the saving of model.module.state_dict().",
+        "After that, outside the `if`: dist.barrier(), where every rank waits for all.",
+    ],
+    solution=_save_solution,
+    text="""
+def save(model, file):
+    if dist.get_rank() == 0:
+        torch.save(model.module.state_dict(), file)
+    dist.barrier()  # every rank waits here for all others
+""",
+    wrong_answers=[
+        (_save_everywhere, "Every rank writes the file"),
+        (_save_prefixed, "begin with `module.`"),
+        (_save_and_go, "Rank 1 returns before rank 0"),
+        (_save_barrier_first, "Rank 1 returns before rank 0"),
+        (_save_barrier_in_if, "stands under an `if`"),
+        (_save_on_1, "Rank 0 should write the file"),
+    ],
+)
+
+
+# 3: from one process to many
+
+
+class _Recorded(Dataset):
+    """Samples that remember in which order they were asked for."""
+
+    def __init__(self, n):
+        self.inputs, self.labels = _samples(n)
+        self.asked = []
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        self.asked.append(int(index))
+        return self.inputs[index], self.labels[index]
+
+
+def _check_train(train, n=24, batch_size=8, num_epochs=2, lr=0.5):
+    def on_each(rank, world_size):
+        dataset = _Recorded(n)
+        # Another seed on each rank: DDP has to make the weights equal
+        state = train(_net(rank), dataset, num_epochs, batch_size, lr)
+        state = {key: value.clone() for key, value in state.items()}
+        return state, dataset.asked
+
+    (state_0, asked_0), (state_1, asked_1) = _on_ranks(
+        on_each,
+        "A rank waits until the time-out: the ranks do not take the same number of "
+        "steps. Give each the same number of batches. Section 5.",
+    )
+    if any(key.startswith("module.") for key in state_0):
+        raise Wrong(
+            "The keys you return begin with `module.`: return the state_dict of the "
+            "model inside DDP's wrapper, model.module. Section 2."
+        )
+    seen = len(asked_0) + len(asked_1)
+    if seen == 2 * n * num_epochs:
+        raise Wrong(
+            f"In {num_epochs} epochs the two ranks together take {seen} samples, and "
+            f"there are {n}: each rank goes through *all* data. Each should have its "
+            "share: DistributedSampler. Section 5."
+        )
+    epochs = [
+        {*asked_0[e : e + n // 2], *asked_1[e : e + n // 2]}
+        for e in range(0, len(asked_0), n // 2)
+    ]
+    if len(asked_0) != len(asked_1) or any(len(epoch) != n for epoch in epochs):
+        raise Wrong(
+            "In an epoch each sample should be used once, by one of the ranks; here "
+            "some are used twice, and some never. Section 5."
+        )
+    if max_difference(state_0, state_1) > 1e-9:
+        raise Wrong(
+            "The two ranks end with different weights: their gradients were not "
+            "averaged. Wrap the model in DistributedDataParallel, and call the wrapped "
+            "model, not model.module. Section 4."
+        )
+
+    def one_process(size):
+        """Train on the ranks' batches, put together, in one process."""
+        model = _net()
+        data = _Recorded(n)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        for epoch in range(0, len(asked_0), n // 2):
+            for start in range(epoch, epoch + n // 2, size):
+                mine = slice(start, min(start + size, epoch + n // 2))
+                rows = asked_0[mine] + asked_1[mine]
+                optimizer.zero_grad()
+                cross_entropy(model(data.inputs[rows]), data.labels[rows]).backward()
+                optimizer.step()
+        return model.state_dict()
+
+    if max_difference(state_0, one_process(batch_size // 2)) > 1e-9:
+        if max_difference(state_0, one_process(batch_size)) < 1e-9:
+            raise Wrong(
+                f"Each rank takes batches of {batch_size}, so each step uses "
+                f"{2 * batch_size} samples, and an epoch has half as many steps. "
+                "batch_size is the global one: divide it by the world size. Section 5."
+            )
+        raise Wrong(
+            "The ranks agree, but one process with the same batches gives other "
+            "weights. Mean loss, the given lr, plain SGD?"
+        )
+    if asked_0[: n // 2] == asked_0[n // 2 : n]:
+        raise Wrong(
+            "Both epochs have the same order, and each rank sees only half of the "
+            "data, ever: call sampler.set_epoch(epoch). Section 5."
+        )
+
+
+def _train_start(model, dataset, num_epochs, batch_size, lr):
+    """Train, and return the model's state_dict. batch_size: of all ranks together."""
+    loader = DataLoader(dataset, batch_size, shuffle=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for _ in range(num_epochs):
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+    return model.state_dict()
+
+
+def _train_with(
+    wrap=True, sampler=True, divide=True, set_epoch=True, plain=True, through=True
+):
+    """The converted function, with one step or another left out."""
+
+    def train(model, dataset, num_epochs, batch_size, lr):
+        world_size = dist.get_world_size() if divide else 1
+        if wrap:
+            model = DistributedDataParallel(model)
+        share = DistributedSampler(dataset) if sampler else None
+        loader = DataLoader(dataset, batch_size // world_size, sampler=share)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        called = model if through else model.module
+        for epoch in range(num_epochs):
+            if sampler and set_epoch:
+                share.set_epoch(epoch)
+            for inputs, labels in loader:
+                optimizer.zero_grad()
+                cross_entropy(called(inputs), labels).backward()
+                optimizer.step()
+        return (model.module if wrap and plain else model).state_dict()
+
+    return train
+
+
+train = Exercise(
+    _check_train,
+    start=_train_start,
+    hints=[
+        "Four changes: the model's wrapper, the sampler, the batch size, the epoch.",
+        "DistributedSampler(dataset) goes to the DataLoader as sampler=...; shuffle "
+        "goes away, and so do dist.get_world_size() - 1 parts of each batch.",
+        "model = DistributedDataParallel(model); sampler.set_epoch(epoch) first in "
+        "each epoch; return model.module.state_dict().",
+    ],
+    solution=_train_with(),
+    text="""
+def train(model, dataset, num_epochs, batch_size, lr):
+    model = DistributedDataParallel(model)
+    sampler = DistributedSampler(dataset)
+    loader = DataLoader(dataset, batch_size // dist.get_world_size(), sampler=sampler)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    for epoch in range(num_epochs):
+        sampler.set_epoch(epoch)
+        for inputs, labels in loader:
+            optimizer.zero_grad()
+            cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+    return model.module.state_dict()
+""",
+    wrong_answers=[
+        (_train_with(wrap=False), "their gradients were not averaged"),
+        (_train_with(through=False), "not model.module"),
+        (_train_with(sampler=False), "each rank goes through *all* data"),
+        (_train_with(divide=False), "batch_size is the global one"),
+        (_train_with(set_epoch=False), "call sampler.set_epoch(epoch)"),
+        (_train_with(plain=False), "begin with `module.`"),
+    ],
+)
+
+
+# 4: accumulate
+
+
+def _check_accumulate(step_in_parts, lr=0.5):
+    inputs, labels = _samples(24)
+
+    def on_each(rank, world_size):
+        model, sent = DistributedDataParallel(_net()), []
+
+        def count(state, bucket):
+            sent.append(bucket.buffer().nbytes)
+            return allreduce_hook(None, bucket)
+
+        model.register_comm_hook(None, count)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        mine = slice(rank, None, world_size)
+        parts = zip(inputs[mine].chunk(3), labels[mine].chunk(3), strict=True)
+        step_in_parts(model, list(parts), optimizer)
+        return model.module.state_dict(), sum(sent)
+
+    results = _on_ranks(on_each, "A rank waits: both must take the same steps.")
+    (state_0, sent), (state_1, _) = results
+    model = _net()
+    size = sum(p.nbytes for p in model.parameters())
+    if sent == 0:
+        raise Wrong(
+            "No gradient was ever exchanged: the last part's backward must stand "
+            "outside no_sync. Section 4."
+        )
+    if sent > size:
+        raise Wrong(
+            f"Each rank hands {sent} bytes to all_reduce, and the model's gradients "
+            f"have {size}: they are exchanged more than once. The forward pass, too, "
+            "has to stand inside `with model.no_sync():`. Section 4."
+        )
+    if max_difference(state_0, state_1) > 1e-9:
+        raise Wrong(
+            "The two ranks end with different weights: a later part has added "
+            "gradients that were never exchanged. Exchange in the *last* part."
+        )
+    before = _net().state_dict()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    cross_entropy(model(inputs), labels).backward()
+    optimizer.step()
+    expected = model.state_dict()
+    if max_difference(state_0, expected) > 1e-9:
+        moved = max_difference(state_0, before) / max_difference(expected, before)
+        more = f" (it moved {moved:.1f} times as far)" if moved > 1.1 else ""
+        raise Wrong(
+            "The step is not the one of a single process with the whole batch"
+            f"{more}: gradients add up, so each part's loss has to be divided by the "
+            "number of parts; and there is one step, after the last part."
+        )
+
+
+def _accumulate_start(model, parts, optimizer):
+    """One step on several parts (inputs, labels) of equal size; exchange once."""
+    optimizer.zero_grad()
+    for inputs, labels in parts:
+        loss = cross_entropy(model(inputs), labels) / len(parts)
+        loss.backward()
+    optimizer.step()
+
+
+def _accumulate_solution(model, parts, optimizer):
+    optimizer.zero_grad()
+    with model.no_sync():
+        for inputs, labels in parts[:-1]:
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    inputs, labels = parts[-1]
+    (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    optimizer.step()
+
+
+def _accumulate_never(model, parts, optimizer):
+    optimizer.zero_grad()
+    for inputs, labels in parts:
+        with model.no_sync():
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    optimizer.step()
+
+
+def _accumulate_backward_only(model, parts, optimizer):
+    optimizer.zero_grad()
+    for number, (inputs, labels) in enumerate(parts, start=1):
+        loss = cross_entropy(model(inputs), labels) / len(parts)
+        if number < len(parts):
+            with model.no_sync():
+                loss.backward()
+        else:
+            loss.backward()
+    optimizer.step()
+
+
+def _accumulate_first(model, parts, optimizer):
+    optimizer.zero_grad()
+    inputs, labels = parts[0]
+    (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    with model.no_sync():
+        for inputs, labels in parts[1:]:
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    optimizer.step()
+
+
+def _accumulate_undivided(model, parts, optimizer):
+    optimizer.zero_grad()
+    with model.no_sync():
+        for inputs, labels in parts[:-1]:
+            cross_entropy(model(inputs), labels).backward()
+    inputs, labels = parts[-1]
+    cross_entropy(model(inputs), labels).backward()
+    optimizer.step()
+
+
+def _accumulate_last_alone(model, parts, optimizer):
+    with model.no_sync():
+        for inputs, labels in parts[:-1]:
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    optimizer.zero_grad()
+    inputs, labels = parts[-1]
+    (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    optimizer.step()
+
+
+step_in_parts = Exercise(
+    _check_accumulate,
+    start=_accumulate_start,
+    hints=[
+        "Which of the backward passes has to exchange? The gradients add up in .grad.",
+        "All but the last part go under `with model.no_sync():`, forward included.",
+        "contextlib.nullcontext() does nothing: `with model.no_sync() if number < "
+        "len(parts) else nullcontext():`. Or treat the last part after the loop.",
+    ],
+    solution=_accumulate_solution,
+    text="""
+def step_in_parts(model, parts, optimizer):
+    optimizer.zero_grad()
+    with model.no_sync():
+        for inputs, labels in parts[:-1]:
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    inputs, labels = parts[-1]  # exchanges what has added up
+    (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    optimizer.step()
+""",
+    wrong_answers=[
+        (_accumulate_never, "No gradient was ever exchanged"),
+        (_accumulate_backward_only, "forward pass, too"),
+        (_accumulate_first, "Exchange in the *last* part"),
+        (_accumulate_undivided, "divided by the number of parts"),
+        (_accumulate_last_alone, "not the one of a single process"),
+    ],
+)
+
+
+# The deeper lesson: shares for an evaluation
+
+
+def _check_share_of(share_of):
+    for n in (0, 1, 5, 8, 397):
+        for world_size in (1, 2, 3, 8):
+            shares = [list(share_of(n, r, world_size)) for r in range(world_size)]
+            case = f"n = {n}, {world_size} ranks"
+            everything = sorted(index for share in shares for index in share)
+            if len(everything) > len(set(everything)):
+                raise Wrong(
+                    f"{case}: some samples are counted twice, as DistributedSampler "
+                    f"does, and the accuracy is wrong. {_shown(shares)}Section 4."
+                )
+            if everything != list(range(n)):
+                missing = sorted(set(range(n)) - set(everything))
+                extra = sorted(set(everything) - set(range(n)))
+                raise Wrong(
+                    f"{case}: every index from 0 to n - 1 should come once. Missing: "
+                    f"{missing[:5]}; outside: {extra[:5]}. {_shown(shares)}Section 4."
+                )
+            lengths = [len(share) for share in shares]
+            if max(lengths) - min(lengths) > 1:
+                raise Wrong(
+                    f"{case}: the shares have {lengths} samples. They may differ by "
+                    "one at most, or the other ranks wait for the longest. Section 4."
+                )
+            if any(list(s) != list(range(s[0], s[0] + len(s))) for s in shares if s):
+                raise Wrong(
+                    f"{case}: a share should be *neighbouring* indices, in order. "
+                    f"{_shown(shares)}"
+                )
+
+
+def _shown(shares):
+    return f"Shares: {shares}. " if sum(map(len, shares)) <= 16 else ""
+
+
+def _share_start(n, rank, world_size):
+    """The indices, a range or a list, that this rank evaluates of n samples."""
+
+
+def _share_solution(n, rank, world_size):
+    return range(n * rank // world_size, n * (rank + 1) // world_size)
+
+
+def _share_floor(n, rank, world_size):
+    size = n // world_size
+    return range(rank * size, (rank + 1) * size)
+
+
+def _share_rest_to_last(n, rank, world_size):
+    size = n // world_size
+    end = n if rank == world_size - 1 else (rank + 1) * size
+    return range(rank * size, end)
+
+
+def _share_ceiling(n, rank, world_size):
+    size = -(-n // world_size)
+    return range(rank * size, (rank + 1) * size)
+
+
+def _share_padded(n, rank, world_size):
+    size = -(-n // world_size)
+    return [i % max(n, 1) for i in range(rank * size, (rank + 1) * size)]
+
+
+share_of = Exercise(
+    _check_share_of,
+    start=_share_start,
+    hints=[
+        "Where does rank r's share begin, as a fraction of n?",
+        "It begins at n * rank // world_size, and ends where the next one begins.",
+    ],
+    solution=_share_solution,
+    text="""
+def share_of(n, rank, world_size):
+    return range(n * rank // world_size, n * (rank + 1) // world_size)
+""",
+    wrong_answers=[
+        (_share_floor, "Missing"),
+        (_share_rest_to_last, "differ by one at most"),
+        (_share_ceiling, "outside"),
+        (_share_padded, "counted twice"),
+        (lambda n, rank, world_size: range(rank, n, world_size), "*neighbouring*"),
+    ],
+)
+
+quiz = define(globals())
