@@ -2,7 +2,7 @@
 
     python -m benchmarks [NAME ...] [--quick]
 
-NAMES are summary, checkpoint, transfer, ddp, course; all if left out. Each run is added
+NAMES are summary, checkpoint, ddp, course; all if left out. Each run is added
 to benchmarks/runs.json; results.md shows the newest run of each benchmark and, of the
 last two, whether their ratios agree. `--quick` tries the code out on next to nothing
 and writes nothing.
@@ -26,9 +26,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from benchmarks.common import HERE, ROOT, machine
-from helpers.plotting import STYLE
+from helpers.figures import use_style
 
-NAMES = ("summary", "checkpoint", "transfer", "ddp", "course")
+NAMES = ("summary", "checkpoint", "ddp", "course")
 RUNS, RESULTS = HERE / "runs.json", HERE / "results.md"
 
 
@@ -76,14 +76,13 @@ def write(entry: dict[str, Any], module: ModuleType) -> None:
     new = RUNS.with_suffix(".new")
     new.write_text(json.dumps(runs, indent=1) + "\n", "utf-8")
     new.replace(RUNS)
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(9, 3.2))
-        table = pd.DataFrame(entry["table"])
-        axis.set_title(module.plot(table, axis), loc="left")
-        axis.grid(axis="y", visible=False)
-        figure.tight_layout()
-        figure.savefig(HERE / f"{module.NAME}.png")
-        plt.close(figure)
+    use_style()
+    figure, axis = plt.subplots(figsize=(9, 3.2))
+    table = pd.DataFrame(entry["table"])
+    axis.set_title(module.plot(table, axis), loc="left")
+    axis.grid(axis="y", visible=False)
+    figure.savefig(HERE / f"{module.NAME}.png")
+    plt.close(figure)
     RESULTS.write_text(page(runs), "utf-8")
 
 

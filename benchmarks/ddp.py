@@ -1,30 +1,35 @@
 """One and two processes over gloo: throughput, bytes moved, FSDP2's memory."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pandas as pd
 
 from benchmarks.common import Outcome, ratio
-from helpers.launch import launch
 
 NAME, TITLE = "ddp", "One process and two"
 ONE, TWO, THREADS = "1 x 1 thread", "2 x 1 thread", "1 x 2 threads"
 
 
+def measured(ranks: int, rounds: int, number: int) -> dict:
+    """What benchmarks/ddp_worker.py prints on so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", "-m", "benchmarks.ddp_worker"]
+    done = subprocess.run(
+        [*command, str(rounds), str(number)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        timeout=300,
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
 def run(quick: bool = False) -> Outcome:
     rounds, number = (1, 1) if quick else (9, 5)
-    found = {
-        ranks: json.loads(
-            launch(
-                [
-                    *("torchrun", "--standalone", f"--nproc-per-node={ranks}"),
-                    *("-m", "benchmarks.ddp_worker", str(rounds), str(number)),
-                ],
-                timeout_s=300,
-            )
-        )
-        for ranks in (2, 1)
-    }
+    found = {ranks: measured(ranks, rounds, number) for ranks in (2, 1)}
     samples = found[2]["samples"]
     rows = []
     for way, values in samples.items():

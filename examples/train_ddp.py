@@ -1,8 +1,8 @@
 """Train an image classifier with DistributedDataParallel: one file, yours to change.
 
 Start it by `python`, or by `torchrun --standalone --nproc-per-node=2`. Each epoch is
-saved, and --resume goes on as if nothing had happened. A restart by torchrun implies
-it; where machines leave and return, give it yourself. All machines share the folder.
+saved, and --resume goes on as if nothing had happened. A restart by torchrun implies it
+on one machine; on several, give it from the start, and let them share the folder.
 Exit codes: 2 for wrong arguments or files, 143 after SIGTERM.
 """
 
@@ -189,7 +189,7 @@ def main() -> None:
         code = train()
     except SystemExit as end:
         code = end.code
-    # While DDP's cycle holds the group, Gloo's threads may abort exit: pytorch#190489
+    # A cycle (DDP's, in torch 2.11) keeps threads that may abort exit: pytorch#190489
     gc.collect()
     dist.destroy_process_group()
     sys.exit(code)

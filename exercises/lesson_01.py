@@ -1,5 +1,6 @@
 """Lesson 01: model summary."""
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable
@@ -121,6 +122,14 @@ SIZE_MISTAKES: list[tuple[Callable, str]] = [
         "You round up. A step that does not fit is left out, so round down.",
     ),
     (
+        lambda n, k, s, p: round((n + 2 * p - k) / s) + 1,
+        "You round to the nearest. A step that does not fit is left out: use //.",
+    ),
+    (
+        lambda n, k, s, p: n + 2 * p - k // s + 1,
+        "// binds before + and -: put the kernel's way in parentheses.",
+    ),
+    (
         lambda n, k, s, p: (n + p - k) // s + 1,
         "You add the padding once. It is added on both sides.",
     ),
@@ -154,6 +163,12 @@ def _check_output_size(output_size):
         return
     known = [text for rule, text in SIZE_MISTAKES if found == [rule(*c) for c in SIZES]]
     message = known[0] if known else "Count the kernel's positions along one side."
+    if None in found:
+        message = "Return the side; print() only shows it."
+    elif found == expected:
+        message = (
+            f"The number is right, but return an int, not {type(found[0]).__name__}."
+        )
     pairs = zip(SIZES, expected, found, strict=True)
     case, side, answer = next(p for p in pairs if p[1] != p[2] or type(p[2]) is not int)
     raise Wrong(
@@ -185,13 +200,16 @@ output_size = Exercise(
     wrong_answers=[
         (SIZE_MISTAKES[0][0], "with //"),
         (SIZE_MISTAKES[1][0], "round down"),
-        (SIZE_MISTAKES[2][0], "on both sides"),
-        (SIZE_MISTAKES[3][0], "where the kernel begins"),
-        (SIZE_MISTAKES[4][0], "after it"),
-        (SIZE_MISTAKES[5][0], "leave out the padding"),
-        (SIZE_MISTAKES[6][0], "leave out the stride"),
+        (SIZE_MISTAKES[2][0], "to the nearest"),
+        (SIZE_MISTAKES[3][0], "in parentheses"),
+        (SIZE_MISTAKES[4][0], "on both sides"),
+        (SIZE_MISTAKES[5][0], "where the kernel begins"),
+        (SIZE_MISTAKES[6][0], "after it"),
+        (SIZE_MISTAKES[7][0], "leave out the padding"),
+        (SIZE_MISTAKES[8][0], "leave out the stride"),
+        (lambda n, k, s, p: print(_output_size(n, k, s, p)), "Return the side"),
         (lambda n, k, s, p: n // s, "Count the kernel's positions"),
-        (lambda n, k, s, p: float((n + 2 * p - k) // s + 1), "yours is 32.0"),
+        (lambda n, k, s, p: float((n + 2 * p - k) // s + 1), "an int, not float"),
     ],
 )
 
@@ -200,24 +218,34 @@ output_size = Exercise(
 
 
 def _check_make_net(make_net):
+    if isinstance(make_net, nn.Module):
+        raise Wrong("Check the function: ex.make_net.check(make_net), without ().")
     net, given = make_net(), _start_make_net()
-    if not isinstance(net, nn.Module):
-        raise Wrong(f"make_net() should return the network, not {net!r}. Section 5.")
-    kinds = [type(layer).__name__ for layer in net.children()]
+    if not isinstance(net, nn.Sequential):
+        raise Wrong(
+            f"make_net() should return the nn.Sequential, not {net!r}. Section 5."
+        )
+    kinds = [type(layer).__name__ for layer in net]
+    if kinds[-1:] == ["LazyLinear"]:
+        raise Wrong(
+            "LazyLinear would find the number by itself, and you should compute it: "
+            "give nn.Linear its inputs. Section 5."
+        )
     if kinds != [type(layer).__name__ for layer in given]:
         raise Wrong(
             "It should have the same layers: Conv2d, MaxPool2d, Flatten, Linear. Yours "
             f"has {', '.join(kinds)}. One number is wrong, no layer is missing. "
             "Section 5."
         )
+    image = torch.zeros(2, 1, 28, 28)
     for old, new in zip(given[:3], net, strict=False):
-        if repr(old) != repr(new):
+        image = old(image)
+        if _settings(old) != _settings(new):
             raise Wrong(
                 f"You changed {old} to {new}. It was right: it takes images of any "
                 "size. Make the Linear layer fit what arrives there. Section 5."
             )
-    arrives = net[:3](torch.zeros(2, 1, 28, 28)).shape[1]
-    linear = net[3]
+    arrives, linear = image.shape[1], net[3]
     if linear.in_features != arrives:
         raise Wrong(
             f"Your Linear layer takes {linear.in_features} numbers, and {arrives} "
@@ -229,6 +257,16 @@ def _check_make_net(make_net):
             f"There are ten classes, so the last layer has 10 outputs, not "
             f"{linear.out_features}: only what goes in was wrong. Section 5."
         )
+    if linear.bias is None:
+        raise Wrong("The Linear layer had a bias: only one number is wrong. Section 5.")
+
+
+def _settings(layer: nn.Module) -> dict[str, Any]:
+    """A layer's settings; a side may be given as 2 or as (2, 2)."""
+    names = [*getattr(layer, "__constants__", ()), "bias"]
+    values = {name: getattr(layer, name, None) for name in names}
+    values["bias"] = values["bias"] is not None
+    return {k: (v, v) if type(v) is int else v for k, v in values.items()}
 
 
 def _size_hint(linear: nn.Linear) -> str:
@@ -281,6 +319,10 @@ make_net = Exercise(
         (_net_with(nn.Linear(10, 288)), "inputs, then outputs"),
         (_net_with(nn.Linear(8 * 6 * 6, 288)), "10 outputs, not 288"),
         (_net_with(nn.Linear(400, 10)), "layer by layer"),
+        (_net_with(nn.Linear(8 * 6 * 6, 10, bias=False)), "had a bias"),
+        (_net_with(nn.LazyLinear(10)), "compute it"),
+        (_net_with(nn.Linear(8 * 6 * 6, 10))(), "without ()"),
+        (lambda: _net_with(nn.Linear(8 * 6 * 6, 10))()[3], "the nn.Sequential"),
         (
             _net_with(nn.Linear(8 * 7 * 7, 10), nn.Conv2d(1, 8, 5, 2, padding=2)),
             "You changed Conv2d",
@@ -316,7 +358,7 @@ def _hooks(model: nn.Module) -> list[dict]:
 def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
     """Run the answer on a model with a hook of the user's own; what it recorded."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU()), last)
-    model[0].register_forward_hook(lambda *_: None)
+    users = model[0].register_forward_hook(lambda *_: None)
     before, seen = _hooks(model), []
 
     def record(layer, inputs, output):
@@ -327,8 +369,15 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
         run_with_hooks(model, torch.zeros(2, 3), record)
     except (_Failed, KeyboardInterrupt) as error:
         raised = error
+    except Exception as error:
+        if isinstance(last, _Fails) and isinstance(error.__context__, last.error):
+            raise Wrong(
+                f"The model raised {last.error.__name__}, and the caller saw another "
+                f"error, {error!r}. Let the model's own error pass. Section 5."
+            ) from error
+        raise
     after = _hooks(model)
-    if not after[1] and before[1]:
+    if users.id not in after[1]:
         raise Wrong(
             "The user had a hook on the first layer, and it is gone. Clearing "
             "`_forward_hooks` removes hooks that are not yours: remove your own by "
@@ -354,10 +403,12 @@ def _check_run_with_hooks(run_with_hooks):
         "`finally` always does.",
     )
     if seen != ["Linear", "ReLU", "Linear"]:
+        why = "Put it on the leaves alone: modules() without those that have children."
+        if not seen:
+            why = "Put it on before the model runs, and take it off after, not before."
         raise Wrong(
             "The hook should be called for Linear, ReLU, Linear, the layers with none "
-            f"inside, in this order. It was called for {seen}. Remove the hooks after "
-            "the model has run, not before. Section 3."
+            f"inside, in this order. It was called for {seen}. {why} Section 3."
         )
     _try_hooks(
         run_with_hooks,
@@ -439,6 +490,35 @@ def _too_early(model, x, hook):
     model(x)
 
 
+def _another_error(model, x, hook):
+    handles = _put_on(model, hook)
+    try:
+        model(x)
+    except Exception as error:
+        raise RuntimeError("the model failed") from error
+    finally:
+        _take_off(handles)
+
+
+def _oldest_hook(model, x, hook):
+    """Not by handles: takes the user's hook, and leaves its own."""
+    _put_on(model, hook)
+    try:
+        model(x)
+    finally:
+        for module in model.modules():
+            if module._forward_hooks:
+                module._forward_hooks.popitem(last=False)
+
+
+def _on_children(model, x, hook):
+    handles = [layer.register_forward_hook(hook) for layer in model.children()]
+    try:
+        model(x)
+    finally:
+        _take_off(handles)
+
+
 def _on_all_modules(model, x, hook):
     handles = [module.register_forward_hook(hook) for module in model.modules()]
     try:
@@ -466,7 +546,10 @@ run_with_hooks = Exercise(
         (_return_in_finally, "kept it for itself"),
         (_clear_all, "not yours"),
         (_too_early, "not before"),
-        (_on_all_modules, "with none inside"),
+        (_on_all_modules, "leaves alone"),
+        (_on_children, "leaves alone"),
+        (_another_error, "another error"),
+        (_oldest_hook, "not yours"),
     ],
 )
 
@@ -474,8 +557,22 @@ run_with_hooks = Exercise(
 # ---- mini_summary
 
 
+class _Scale(nn.Module):
+    """A layer with a parameter that is neither `weight` nor `bias`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return self.factor * x
+
+
 class _Nested(nn.Module):
-    """Defined in another order than called; a layer used twice; a tied weight."""
+    """Defined in another order than called; a layer used twice; a tied weight.
+
+    `scale_1` and `scale_2` are two parameters with equal values.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -486,9 +583,11 @@ class _Nested(nn.Module):
         self.again = nn.Linear(8, 8)
         self.tied = nn.Linear(8, 8)
         self.tied.weight = self.again.weight
+        self.scale_1, self.scale_2 = _Scale(), _Scale()
 
     def forward(self, x):
-        return self.head(self.tied(self.again(self.again(self.body(x)))))
+        x = self.tied(self.again(self.again(self.body(x))))
+        return self.head(self.scale_2(self.scale_1(x)))
 
 
 NESTED_ROWS = [
@@ -498,12 +597,15 @@ NESTED_ROWS = [
     ("again", (2, 8), 72),
     ("again", (2, 8), 0),
     ("tied", (2, 8), 8),
+    ("scale_1", (2, 8), 8),
+    ("scale_2", (2, 8), 8),
     ("head", (2, 4), 36),
 ]
 
 
 def _check_mini_summary(mini_summary):
     model = _Nested()
+    users = model.head.register_forward_hook(lambda *_: None)
     rows = mini_summary(model, torch.zeros(2, 6))
     try:
         rows = [(name, tuple(shape), params) for name, shape, params in rows]
@@ -512,6 +614,12 @@ def _check_mini_summary(mini_summary):
             "mini_summary should return a list of (name, output shape, parameters), "
             f"not {rows!r}. Section 3."
         ) from error
+    if users.id not in model.head._forward_hooks:
+        raise Wrong(
+            "The user had a hook on the model, and it is gone: remove your own hooks "
+            "by their handles. Exercise 3."
+        )
+    users.remove()
     if any(_hooks(model)):
         raise Wrong("Your hooks are still on the model: remove them. Exercise 3.")
     names, expected = [row[0] for row in rows], [row[0] for row in NESTED_ROWS]
@@ -541,9 +649,27 @@ def _check_mini_summary(mini_summary):
                 "Its weight is the very tensor of `again`, and counted there; only "
                 "its bias is new. Remember tensors, not layers."
             )
+        elif wanted[0] == "scale_1":
+            why = (
+                "Its parameter is named `factor`. Ask for layer.parameters(), whatever "
+                "the names are."
+            )
+        elif wanted[0] == "scale_2":
+            why = (
+                "Its parameter has the values of another one, but is a tensor of its "
+                "own. Compare which tensor it is, not what is in it."
+            )
         else:
             why = "A layer's parameters are its weight and its bias."
         raise Wrong(f"Expected the row {wanted}, found {found}. {why} Section 4.")
+    crashing = nn.Sequential(nn.Linear(6, 8), _Fails(_Failed))
+    with contextlib.suppress(_Failed):
+        mini_summary(crashing, torch.zeros(2, 6))
+    if any(_hooks(crashing)):
+        raise Wrong(
+            "The table is right. But when the model raises an error, your hooks stay "
+            "on it: remove them in `finally`. Exercise 3."
+        )
 
 
 def _start_mini_summary(model, x):
@@ -570,7 +696,7 @@ def _mini_summary(model, x):
     return rows
 
 
-def _mini(count=None, names=None, keep=None, hooks_stay=False):
+def _mini(count=None, names=None, keep=None, hooks_stay=None):
     """A mini_summary with one mistake."""
 
     def mini_summary(model, x):
@@ -584,19 +710,39 @@ def _mini(count=None, names=None, keep=None, hooks_stay=False):
                 new = [] if layer in seen else every
             if count == "calls":
                 new = every
-            seen.update(new)
-            seen.add(layer)
+            if count == "names":
+                new = [p for p in new if not hasattr(layer, "factor")]
+            if count == "values":
+                new = [p for p in every if not any(_same(p, q) for q in seen)]
+            seen.update([*new, layer])
             name = names(layer, full) if names else full[layer]
             rows.append((name, output.shape, sum(p.numel() for p in new)))
 
         chosen = [m for m in model.modules() if keep or not list(m.children())]
         handles = [m.register_forward_hook(record) for m in chosen]
-        model(x)
-        if not hooks_stay:
-            _take_off(handles)
+        try:
+            model(x)
+        except Exception:
+            handles = [] if hooks_stay == "after an error" else handles
+            raise
+        finally:
+            if hooks_stay != "always":
+                _take_off(handles)
         return rows
 
     return mini_summary
+
+
+def _same(parameter, other):
+    """Compares values, as a learner may; `other` may be a layer."""
+    return isinstance(other, nn.Parameter) and torch.equal(parameter, other)
+
+
+def _and_clear(model, x):
+    rows = _mini_summary(model, x)
+    for module in model.modules():
+        module._forward_hooks.clear()
+    return rows
 
 
 def _in_order_of_definition(model, x):
@@ -632,7 +778,11 @@ mini_summary = Exercise(
         (_mini(names=lambda layer, full: type(layer).__name__), "the full name"),
         (_mini(names=lambda layer, full: full[layer].split(".")[-1]), "full name"),
         (_mini(keep="containers"), "Containers have no row"),
-        (_mini(hooks_stay=True), "remove them"),
+        (_mini(count="names"), "whatever the names are"),
+        (_mini(count="values"), "a tensor of its own"),
+        (_mini(hooks_stay="always"), "remove them"),
+        (_mini(hooks_stay="after an error"), "in `finally`"),
+        (_and_clear, "it is gone"),
         (_in_order_of_definition, "order of the calls"),
         (_one_row_a_layer, "has two rows"),
         (lambda model, x: len(_mini_summary(model, x)), "a list of"),
@@ -672,13 +822,14 @@ COUNT_MISTAKES = {  # by how much the total is wrong
 
 def _check_count_parameters(count_parameters):
     answer, expected = count_parameters(_Odd()), (70, 27)
-    try:
-        total, trainable = answer
-    except TypeError as error:
-        raise Wrong(f"Return (total, trainable), two numbers, not {answer}.") from error
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise Wrong(f"Return (total, trainable), two numbers, not {answer}.")
+    total, trainable = answer
     if (total, trainable) == expected:
         return
-    if total != expected[0]:
+    if (trainable, total) == expected:
+        why = "Return the total first."
+    elif total != expected[0]:
         why = "Ask the model for its parameters(): each tensor comes once."
         why = COUNT_MISTAKES.get(total - expected[0], why)
     elif trainable == total:
@@ -763,6 +914,8 @@ count_parameters = Exercise(
         (_by_weight, "a frozen weight's bias"),
         (lambda model: (_count_parameters(model)[0],) * 2, "requires_grad=False"),
         (lambda model: _count_parameters(model)[0], "two numbers"),
+        (lambda model: {"total": 70, "trainable": 27}, "two numbers"),
+        (lambda model: _count_parameters(model)[::-1], "total first"),
     ],
 )
 

@@ -66,7 +66,7 @@ QUIZZES = {
                 {
                     "answer": "it raises a RuntimeError",
                     "correct": True,
-                    "feedback": "Yes: strict=False never ignores a shape.",
+                    "feedback": "Yes: strict=False is about keys, not shapes.",
                 },
             ],
         },
@@ -118,6 +118,8 @@ class _Registered(_Start):
 
 
 def _check_registered(make: Callable[[], nn.Module]) -> None:
+    if isinstance(make, nn.Module):
+        raise Wrong("That is a model. Pass the class itself: check(Net).")
     model = make()
     if not isinstance(model, nn.Module):
         raise Wrong(f"Calling it gave a {type(model).__name__}, not an nn.Module.")
@@ -143,6 +145,22 @@ def _check_registered(make: Callable[[], nn.Module]) -> None:
             "Expected the weights and biases of two Linear layers among the "
             f"parameters, found {list(trained)}. Layers in a plain list or dict are "
             "invisible to PyTorch. Section 2."
+        )
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    expected = {k: v.shape for k, v in _Registered().state_dict().items()}
+    if shapes != expected:
+        raise Wrong(
+            "Keep the names and the shapes: they are the keys that other code and "
+            f"older files expect. Expected {list(expected)} and a mean of shape (4,), "
+            f"found {keys} and {tuple(shapes['mean'])}. Section 1."
+        )
+    loss = model(torch.rand(3, 4)).sum()
+    if loss.requires_grad:
+        loss.backward()
+    if idle := [name for name, p in model.named_parameters() if p.grad is None]:
+        raise Wrong(
+            f"{idle} got no gradient from backward(), so no optimizer can train them. "
+            "Is requires_grad off, or does forward run under torch.no_grad()?"
         )
     for tensor in model.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape))
@@ -196,6 +214,28 @@ class _BufferUnused(_Registered):
         return self.layers[1](self.layers[0](x))
 
 
+class _Renamed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x - self.mean))
+
+
+class _Frozen(_Registered):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+
+class _NoGrad(_Registered):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
 registered = Exercise(
     _check_registered,
     start=_Start,
@@ -222,6 +262,10 @@ class Net(nn.Module):
         (_Parameter, "make it a buffer"),
         (_NotPersistent, "persistent=False"),
         (_BufferUnused, "Does forward use what you registered?"),
+        (_Renamed, "Keep the names"),
+        (_Frozen, "got no gradient"),
+        (_NoGrad, "got no gradient"),
+        (_Registered(), "Pass the class itself"),
     ],
 )
 
@@ -237,6 +281,16 @@ def _without(state: State, key: str) -> State:
     return {k: v for k, v in state.items() if k != key}
 
 
+def _filled(state: State) -> State:
+    """The same state with other values in every tensor, as after training."""
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape) + 1)
+        else:
+            tensor.random_(1, 1000)
+    return state
+
+
 class _Counted(SmallCNN):
     loads = 0
 
@@ -246,7 +300,7 @@ class _Counted(SmallCNN):
 
 
 def _check_safe_load(safe_load: Callable[[nn.Module, State], None]) -> None:
-    model, good = SmallCNN(), copy.deepcopy(SmallCNN().state_dict())
+    model, good = SmallCNN(), _filled(copy.deepcopy(SmallCNN().state_dict()))
     objects = list(model.parameters())
     safe_load(model, good)
     if max_difference(model.state_dict(), good) > 0:
@@ -254,46 +308,69 @@ def _check_safe_load(safe_load: Callable[[nn.Module, State], None]) -> None:
             "A state that fits was not loaded: the model does not hold its values. "
             "Loading into a copy is a test; the model itself must be loaded as well."
         )
+    _same_parameters(objects, model)
+    other = _filled(SmallCNN().state_dict())
+    cases = {
+        "with a head for 5 classes": _filled(SmallCNN(num_classes=5).state_dict()),
+        "without head.bias": _without(other, "head.bias"),
+        "with a key that the model lacks": _with_new_key(other),
+    }
+    for case, state in cases.items():
+        _check_failure(safe_load, case, state)
+
+
+def _check_failure(safe_load: Callable, case: str, state: State) -> None:
+    model = _Counted()
+    objects = list(model.parameters())
+    before, raised = copy.deepcopy(_filled(model.state_dict())), False
+    try:
+        safe_load(model, state)
+    except AssertionError as error:
+        raise Wrong(
+            f"A state {case} is refused by an assertion. `python -O` leaves "
+            "assertions out, so raise an exception yourself. Section 4."
+        ) from error
+    except (NameError, TypeError, AttributeError):
+        raise  # a slip in the learner's code
+    except Exception:
+        raised = True
+    after = model.state_dict()
+    if changed := [k for k, v in after.items() if not torch.equal(v, before[k])]:
+        parameters = dict(model.named_parameters())
+        if model.loads < 2:
+            reason = (
+                "load_state_dict copies what fits before it raises: find every misfit "
+                "before, or load a backup into this model (`model = backup` only "
+                "changes a local name). Section 4."
+            )
+        elif any(key in parameters for key in changed):
+            reason = (
+                "You loaded a backup, but by then it held the new values, too: it "
+                "shares its memory with the model, or you took it after the load. "
+                "Take a real copy before you load. Section 3."
+            )
+        else:
+            reason = (
+                "All parameters are back, but not the buffers: back up the whole "
+                "state_dict. Section 2."
+            )
+        raise Wrong(
+            f"After a failed load of a state {case}, {changed[0]} has changed. {reason}"
+        )
+    _same_parameters(objects, model)
+    if not raised:
+        raise Wrong(
+            f"A state {case} raised no error. Your caller goes on and believes "
+            "that the weights are loaded: raise. Section 4."
+        )
+
+
+def _same_parameters(objects: list[nn.Parameter], model: nn.Module) -> None:
     if any(a is not b for a, b in zip(objects, model.parameters(), strict=True)):
         raise Wrong(
             "The values are right, but the model has new parameters (assign=True?). An "
             "optimizer made before still holds the old ones. Copy the values instead."
         )
-    other = SmallCNN().state_dict()
-    cases = {
-        "with a head for 5 classes": SmallCNN(num_classes=5).state_dict(),
-        "without head.bias": _without(other, "head.bias"),
-        "with a key that the model lacks": _with_new_key(other),
-    }
-    for case, state in cases.items():
-        model = _Counted()
-        before, raised = copy.deepcopy(model.state_dict()), False
-        try:
-            safe_load(model, state)
-        except (RuntimeError, ValueError):
-            raised = True
-        if max_difference(model.state_dict(), before) > 0:
-            first = next(
-                k
-                for k, v in model.state_dict().items()
-                if not torch.equal(v, before[k])
-            )
-            raise Wrong(
-                f"After a failed load of a state {case}, {first} has changed. "
-                + (
-                    "You loaded a backup, but by then it held the new values, too: it "
-                    "shares its memory with the model. Take a real copy. Section 3."
-                    if model.loads > 1
-                    else "load_state_dict copies what fits before it raises: find "
-                    "every misfit before, or load a backup into this model "
-                    "(`model = backup` only changes a local name). Section 4."
-                )
-            )
-        if not raised:
-            raise Wrong(
-                f"A state {case} raised no error. Your caller goes on and believes "
-                "that the weights are loaded: raise. Section 4."
-            )
 
 
 def _restore_with(backup: Callable[[State], State], again: bool = True) -> Callable:
@@ -357,6 +434,39 @@ def _assigned(model, state):
     model.load_state_dict(state, assign=True)
 
 
+def _parameters_only(model, state):
+    backup = {name: p.clone() for name, p in model.named_parameters()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        model.load_state_dict(backup, strict=False)
+        raise
+
+
+def _restored_by_assign(model, state):
+    backup = copy.deepcopy(model.state_dict())
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        model.load_state_dict(backup, assign=True)
+        raise
+
+
+def _copied_too_late(model, state):
+    try:
+        model.load_state_dict(state)
+    except RuntimeError:
+        model.load_state_dict(copy.deepcopy(model.state_dict()))
+        raise
+
+
+def _asserted_first(model, state):
+    own = model.state_dict()
+    assert own.keys() == state.keys()
+    assert all(own[key].shape == state[key].shape for key in own)
+    model.load_state_dict(state)
+
+
 safe_load = Exercise(
     _check_safe_load,
     start=_start_safe_load,
@@ -376,7 +486,8 @@ def safe_load(model, state):
         model.load_state_dict(backup)
         raise
 
-# or, with no backup: copy.deepcopy(model).load_state_dict(state) first
+# or, with no backup: compare all keys and shapes first, or rehearse with
+# copy.deepcopy(model).load_state_dict(state)
 """,
     wrong_answers=[
         (_restore_with(dict), "shares its memory"),
@@ -393,6 +504,10 @@ def safe_load(model, state):
         (_filtered, "raised no error"),
         (_only_a_copy, "the model itself must be loaded"),
         (_assigned, "has new parameters"),
+        (_restored_by_assign, "has new parameters"),
+        (_parameters_only, "not the buffers"),
+        (_copied_too_late, "you took it after the load"),
+        (_asserted_first, "is refused by an assertion"),
     ],
 )
 
@@ -409,6 +524,10 @@ _KEYS = {
     "module. in the middle of a key": {
         "module.encoder.module.weight": "encoder.module.weight",
         "module.head.bias": "head.bias",
+    },
+    "module. in the middle, and no wrapper": {
+        "encoder.module.weight": "encoder.module.weight",
+        "decoder._orig_mod.weight": "decoder._orig_mod.weight",
     },
     "a name that begins like a prefix": {
         "module_list.0.weight": "module_list.0.weight",
@@ -442,7 +561,8 @@ def _check_strip_wrappers(strip_wrappers: Callable[[State], State]) -> None:
 def _reason(case: str) -> str:
     if case.startswith("module. in the middle"):
         return (
-            "Only a prefix at the beginning is the wrapper's; replace takes them all."
+            "Only a prefix at the beginning is the wrapper's; replace takes them "
+            "all, wherever they stand."
         )
     if "compile" in case and "D" in case:
         return "Wrappers can be nested, in either order."
@@ -497,6 +617,10 @@ strip_wrappers = Exercise(
             _on_keys(lambda k: k.replace("module.", "").replace("_orig_mod.", "")),
             "replace takes them all",
         ),
+        (
+            _on_keys(lambda k: k.replace("module.", "", 1).replace("_orig_mod.", "")),
+            "replace takes them all",
+        ),
         (_on_keys(lambda k: k[7:]), "only where a key begins"),
         (_on_keys(lambda k: k.lstrip("module.")), "only where a key begins"),
         (_on_keys(lambda k: k.split(".", 1)[1]), "only where a key begins"),
@@ -524,8 +648,7 @@ class _Named(nn.Module):
 def _check_load_backbone(load_backbone: Callable[[nn.Module, State], None]) -> None:
     for make, classes in ((SmallCNN, 5), (_Named, 3), (SmallCNN, 10)):
         model, state = make(10), make(classes).state_dict()
-        for tensor in state.values():  # buffers too: as after training
-            tensor.copy_(torch.rand(tensor.shape) + 1)
+        _filled(state)  # buffers too
         given, before = copy.deepcopy(state), copy.deepcopy(model.state_dict())
         load_backbone(model, state)
         if list(state) != list(given) or max_difference(state, given) > 0:
@@ -545,6 +668,12 @@ def _check_load_backbone(load_backbone: Callable[[nn.Module, State], None]) -> N
                     f"{key} was overwritten. The new task keeps its own head, even "
                     f"where the shapes agree (here both have {classes} classes)."
                 )
+        memory = {tensor.data_ptr() for tensor in state.values()}
+        if any(tensor.data_ptr() in memory for tensor in model.state_dict().values()):
+            raise Wrong(
+                "The model now shares its memory with the state that was passed in "
+                "(assign=True?): training would change the state. Copy the values."
+            )
     _check_refusals(load_backbone)
 
 
@@ -567,9 +696,12 @@ def _check_refusals(load_backbone: Callable[[nn.Module, State], None]) -> None:
             "layer2.0.weight",
         ),
     }
+    damaged = []
     for case, (bad, key) in cases.items():
+        model = SmallCNN(10)
+        before = copy.deepcopy(_filled(model.state_dict()))
         try:
-            load_backbone(SmallCNN(10), bad)
+            load_backbone(model, bad)
         except AssertionError as error:
             raise Wrong(
                 f"A state {case} is refused by an assertion. `python -O` leaves "
@@ -581,12 +713,25 @@ def _check_refusals(load_backbone: Callable[[nn.Module, State], None]) -> None:
                     f"A state {case} is refused, but the message does not name "
                     f"{key!r}. It says: {str(error)[:200]!r}"
                 ) from error
+            if isinstance(error, RuntimeError) and "another shape" not in case:
+                raise Wrong(
+                    f"A state {case} is refused by a {type(error).__name__}. The task "
+                    "asks for a ValueError, so that a caller can catch that."
+                ) from error
+            if max_difference(model.state_dict(), before) > 0:
+                damaged.append(case)
         else:
             raise Wrong(
                 f"A state {case} was accepted without a word. strict=False returns "
                 "the missing and the unexpected keys: compare them with what you "
                 "expect, and raise. Sections 4 and 5."
             )
+    if damaged:
+        raise Wrong(
+            f"A state {damaged[0]} was refused, but only after it had been loaded in "
+            "part: the model is a mixture now. Compare keys and shapes before you "
+            "load, or rehearse on a copy of the model. Section 4."
+        )
 
 
 def _backbone_of(state: State) -> State:
@@ -594,12 +739,16 @@ def _backbone_of(state: State) -> State:
 
 
 def _solution_backbone(model, state):
-    backbone = {k: v for k, v in state.items() if not k.startswith("head.")}
-    result = model.load_state_dict(backbone, strict=False)
-    missing = [k for k in result.missing_keys if not k.startswith("head.")]
-    if missing or result.unexpected_keys:
-        unexpected = result.unexpected_keys
-        raise ValueError(f"missing: {missing}, unexpected: {unexpected}")
+    def without_head(state):
+        return {k: v for k, v in state.items() if not k.startswith("head.")}
+
+    backbone = without_head(state)
+    new = {key: value.shape for key, value in backbone.items()}
+    own = {k: v.shape for k, v in without_head(model.state_dict()).items()}
+    misfits = [key for key in own | new if own.get(key) != new.get(key)]
+    if misfits:
+        raise ValueError(f"missing, unexpected or of another shape: {misfits}")
+    model.load_state_dict(backbone, strict=False)
 
 
 def _start_backbone(model, state):
@@ -643,6 +792,24 @@ def _asserted(model, state):
     assert not result.unexpected_keys
 
 
+def _load_then_look(model, state):
+    result = model.load_state_dict(_backbone_of(state), strict=False)
+    missing = [k for k in result.missing_keys if not k.startswith("head.")]
+    if missing or result.unexpected_keys:
+        raise ValueError(f"{missing}, {result.unexpected_keys}")
+
+
+def _shared(model, state):
+    model.load_state_dict(_backbone_of(state), strict=False, assign=True)
+
+
+def _runtime_error(model, state):
+    try:
+        _solution_backbone(model, state)
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None
+
+
 def _nameless(model, state):
     result = model.load_state_dict(_backbone_of(state), strict=False)
     if len(result.missing_keys) > 2 or result.unexpected_keys:
@@ -655,10 +822,11 @@ load_backbone = Exercise(
     hints=[
         "First build a dictionary without the head, as in section 5.",
         'Not every key that holds "head" is the head\'s: use startswith("head.").',
-        "load_state_dict(..., strict=False) returns missing_keys and unexpected_keys. "
-        "Only the head's may be missing, and none may be unexpected.",
-        "missing = [k for k in result.missing_keys if not k.startswith('head.')]; if "
-        "missing or result.unexpected_keys: raise ValueError that names both.",
+        "If you load first and look afterwards, a refused state has already changed "
+        "the model. Compare keys and shapes before, as in section 4, or rehearse on a "
+        "copy of the model.",
+        "own = {key: shape} of model.state_dict() without the head, new = the same of "
+        "the backbone; misfits = [k for k in own | new if own.get(k) != new.get(k)]",
     ],
     solution=_solution_backbone,
     text=inspect.getsource(_solution_backbone).replace(
@@ -687,6 +855,9 @@ load_backbone = Exercise(
         (_only_missing, "an unexpected key layer4.0.weight was accepted"),
         (_nameless, "does not name"),
         (_asserted, "is refused by an assertion"),
+        (_load_then_look, "a mixture now"),
+        (_shared, "shares its memory with the state"),
+        (_runtime_error, "asks for a ValueError"),
     ],
 )
 
@@ -721,6 +892,10 @@ def _check_mean(mean: State, a: State, b: State) -> None:
         raise Wrong(f"Expected a dictionary with all keys of a, got {found} ...")
     for key, value in mean.items():
         if not a[key].is_floating_point():
+            if not isinstance(value, torch.Tensor):
+                raise Wrong(
+                    f"{key} is a {type(value).__name__}. A state dict holds tensors."
+                )
             if value.dtype != torch.int64 or value != torch.maximum(a[key], b[key]):
                 raise Wrong(
                     f"{key} is a count of batches, {a[key].item()} in a and "
@@ -791,6 +966,7 @@ average = Exercise(
         (_average_with(_mean, _mean), "a count of batches"),
         (_average_with(_mean, lambda a, b: a.clone()), "a count of batches"),
         (_average_with(_mean, lambda a, b: a + b), "a count of batches"),
+        (_average_with(_mean, lambda a, b: max(a.item(), b.item())), "holds tensors"),
         (_average_with(_mean, torch.maximum, lambda a, b: a.clone()), "A buffer that"),
         (_average_with(lambda a, b: a.add_(b).div_(2), torch.maximum), "in place"),
         (_average_with(lambda a, b: a + b, torch.maximum), "is not the mean"),
@@ -807,15 +983,22 @@ average = Exercise(
 
 
 def _check_prepare(prepare: Callable[[State], tuple[nn.Module, object]]) -> None:
-    state = copy.deepcopy(SmallCNN().state_dict())
-    model, optimizer = prepare(state)
+    state = _filled(copy.deepcopy(SmallCNN().state_dict()))
+    kept, random_state = copy.deepcopy(state), torch.get_rng_state()
+    answer = prepare(state)
+    drawn = not torch.equal(random_state, torch.get_rng_state())
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise Wrong("Return two things: the model and the optimizer.")
+    model, optimizer = answer
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise Wrong(
             "The model is still on the meta device, without values: load_state_dict "
             "without assign=True can't copy into it. Section 5."
         )
-    if max_difference(model.state_dict(), state) > 0:
+    if max_difference(model.state_dict(), kept) > 0:
         raise Wrong("The model does not hold the values of the state. Section 5.")
+    memory = {tensor.data_ptr() for tensor in state.values()}
+    copied = [k for k, v in model.state_dict().items() if v.data_ptr() not in memory]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     left = [name for name, p in model.named_parameters() if id(p) not in held]
     before = copy.deepcopy(dict(model.named_parameters()))
@@ -829,6 +1012,16 @@ def _check_prepare(prepare: Callable[[State], tuple[nn.Module, object]]) -> None
         )
     if left:
         raise Wrong(f"The optimizer does not hold these parameters: {left}.")
+    if copied:
+        raise Wrong(
+            f"It trains, but {copied[0]} is a copy of the state's tensor, so the "
+            "weights take memory twice. Take over the tensors: assign=True. Section 5."
+        )
+    if drawn:
+        raise Wrong(
+            "It trains, but random weights were drawn first, only to be thrown away. "
+            'Build the model under `with torch.device("meta"):`. Section 5.'
+        )
 
 
 def _start_prepare(state):
@@ -869,6 +1062,18 @@ def _only_the_head(state):
     return model, torch.optim.SGD(model.head.parameters(), lr=0.1)
 
 
+def _copying(state):
+    model = SmallCNN()
+    model.load_state_dict(state)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def _random_first(state):
+    model = SmallCNN()
+    model.load_state_dict(state, assign=True)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
 prepare = Exercise(
     _check_prepare,
     start=_start_prepare,
@@ -883,6 +1088,9 @@ prepare = Exercise(
         (_real_but_early, "changes no parameter"),
         (_to_empty, "does not hold the values"),
         (_only_the_head, "does not hold these parameters"),
+        (_copying, "take memory twice"),
+        (_random_first, "random weights were drawn first"),
+        (lambda state: _solution_prepare(state)[0], "Return two things"),
     ],
 )
 

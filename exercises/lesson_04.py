@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,48 +72,44 @@ QUIZZES = {
 
 # --- newest -------------------------------------------------------------------------
 
-NAMES = [
-    "checkpoint_model_9_0.2114_0.9370.pt",
-    "checkpoint_model_10_0.2210_0.9345.pt",
-    "checkpoint_model_2_0.9803_0.7103.pt",
-]
-
 
 def _check_newest(newest):
     cases = {
-        NAMES[1]: NAMES,
-        "checkpoint_model_100_0.1_0.9.pt": [
-            "checkpoint_model_99_0.3_0.9.pt",
-            "checkpoint_model_100_0.1_0.9.pt",
-        ],
         "checkpoint_model_12_0.5000_0.8000.pt": [
-            "checkpoint_model_11_0.4000_0.9000.pt",
             "checkpoint_model_12_0.5000_0.8000.pt",
-            "checkpoint_model_3_2.3000_0.9900.pt",
+            "checkpoint_model_5_0.7000_0.7500.pt",
+            "checkpoint_model_11_0.4000_0.9000.pt",
+            "checkpoint_model_3_2.3000_0.2000.pt",
+        ],
+        "checkpoint_model_100_0.1000_0.9000.pt": [
+            "checkpoint_model_99_0.3000_0.9000.pt",
+            "checkpoint_model_100_0.1000_0.9000.pt",
+        ],
+        "checkpoint_model_10_nan_0.1000.pt": [
+            "checkpoint_model_9_0.2114_0.9370.pt",
+            "checkpoint_model_10_nan_0.1000.pt",
         ],
     }
     for expected, names in cases.items():
         for order in (names, names[::-1]):
-            found = newest([*order])
-            if found == expected:
+            files = [Path("run_7", name) for name in order]
+            found = newest([*files])
+            if found == Path("run_7", expected) or found == f"run_7/{expected}":
                 continue
             message = f"From {order} you chose {found!r}, expected was {expected!r}. "
-            if found == max(names):
+            if not isinstance(found, str | Path):
+                message += "Return the file itself. "
+            elif Path(found).name == max(names):
                 message += "Names are compared letter by letter: '9' comes after '10'. "
-            elif found == order[-1] or found == order[0]:
+            elif len(names) == 4 and "0.4000" in str(found):
+                message += "That is the lowest loss; newest is the highest epoch. "
+            elif found == files[-1] or found == files[0]:
                 message += "A folder lists its files in any order. "
             raise Wrong(message + "Compare the epochs as integers. Section 1.")
-    with tempfile.TemporaryDirectory() as folder:
-        found = newest([f"{folder}/{name}" for name in NAMES])
-        if found != f"{folder}/{NAMES[1]}":
-            raise Wrong(
-                f"With a folder in front of the names you chose {Path(found).name!r}: "
-                "take the epoch from the file's name alone. Section 1."
-            )
 
 
 def _newest(files):
-    return max(files, key=lambda file: int(Path(file).name.split("_")[2]))
+    return max(files, key=lambda file: int(file.name.split("_")[2]))
 
 
 newest = Exercise(
@@ -123,20 +118,25 @@ newest = Exercise(
     hints=[
         'What does "checkpoint_model_10_0.2_0.9.pt".split("_") give?',
         "max(files, key=...) takes a function that gives the number to compare.",
-        "The key: int(Path(file).name.split('_')[2])",
+        "The key: int(file.name.split('_')[2])",
     ],
     solution=_newest,
     text="""
 def newest(files):
-    return max(files, key=lambda file: int(Path(file).name.split("_")[2]))
+    return max(files, key=lambda file: int(file.name.split("_")[2]))
 """,
     wrong_answers=[
         (max, "letter by letter"),
         (lambda files: sorted(files)[-1], "letter by letter"),
         (lambda files: files[-1], "in any order"),
+        (lambda files: max(files, key=lambda f: (len(f.name), f.name)), "integers"),
         (
-            lambda files: max(files, key=lambda f: int(re.findall(r"\d+", f)[-2])),
-            "integers",
+            lambda files: min(files, key=lambda f: float(f.name.split("_")[3])),
+            "lowest loss",
+        ),
+        (
+            lambda files: max(int(f.name.split("_")[2]) for f in files),
+            "Return the file itself",
         ),
     ],
 )
@@ -209,6 +209,11 @@ def _check_resume(resume):
             resumed = resume(Path(folder, "run.pt"), build, train_epoch)
         if resumed is None:
             raise Wrong("resume returned None, expected was the run. End with return.")
+        if not isinstance(resumed, SimpleNamespace):
+            raise Wrong(
+                f"resume returned a {type(resumed).__name__}, expected was the whole "
+                "run: what build returned, with model, optimizer and the rest."
+            )
         if len(epochs) != 6 - epoch_saved:
             raise Wrong(
                 f"Saved after epoch {epoch_saved}, to be trained up to epoch 6: you "
@@ -217,9 +222,11 @@ def _check_resume(resume):
             )
         if resumed.scheduler.state_dict() != run.scheduler.state_dict():
             raise Wrong(
-                "The scheduler counts from the beginning again: its learning rate is "
-                f"{resumed.scheduler.get_last_lr()[0]:g}, expected was "
-                f"{run.scheduler.get_last_lr()[0]:g}. Section 3."
+                "The scheduler is not where it was: it has counted "
+                f"{resumed.scheduler.last_epoch} epochs at a learning rate of "
+                f"{resumed.scheduler.get_last_lr()[0]:g}, expected were "
+                f"{run.scheduler.last_epoch} at {run.scheduler.get_last_lr()[0]:g}. "
+                "Load its state before you train. Section 3."
             )
         if not torch.equal(resumed.generator.get_state(), run.generator.get_state()):
             raise Wrong(
@@ -291,6 +298,10 @@ def _resume_without_scheduler(file, build, train_epoch):
     return run
 
 
+def _resume_returns_model(file, build, train_epoch):
+    return _resume(file, build, train_epoch).model
+
+
 def _resume_same_seed(file, build, train_epoch):
     state = torch.load(file, weights_only=True)
     run = build(seed=0)
@@ -339,8 +350,9 @@ def resume(file, build, train_epoch):
 """,
     wrong_answers=[
         (_resume_random_first, "restore the random state last"),
-        (_resume_without_scheduler, "scheduler counts from the beginning"),
+        (_resume_without_scheduler, "scheduler is not where it was"),
         (_resume_same_seed, "another order"),
+        (_resume_returns_model, "the whole run"),
         (_resume_without_optimizer, "Which state is loaded"),
     ],
 )
@@ -379,9 +391,11 @@ def _check_load_best(load_best):
         if epoch != best:
             message = f"Validation losses {losses}: you chose epoch {epoch!r}, "
             message += f"expected was {best}. "
-            if epoch == len(measured):
+            if not isinstance(epoch, int):
+                message += "Return the epoch, a whole number. "
+            elif epoch == len(measured):
                 message += "That is the newest epoch, not the best. "
-            elif isinstance(epoch, int) and math.isnan(losses[epoch - 1]):
+            elif 0 < epoch < len(losses) and math.isnan(losses[epoch - 1]):
                 message += "min() keeps a NaN that comes first: leave NaN out. "
             elif measured[0][0] == 0.12344:
                 message += "The names hold rounded losses; read the files. "
@@ -436,6 +450,10 @@ def _best_not_loaded(folder, model):
     return _load_best(folder, copy.deepcopy(model))
 
 
+def _best_not_returned(folder, model):
+    _load_best(folder, model)
+
+
 load_best = Exercise(
     _check_load_best,
     start=_start_load_best,
@@ -464,6 +482,7 @@ def load_best(folder, model):
         (_best_by(lambda c: c["loss"]), "leave NaN out"),
         (_best_by_name, "rounded losses"),
         (_best_not_loaded, "as before"),
+        (_best_not_returned, "a whole number"),
     ],
 )
 
@@ -472,16 +491,19 @@ def load_best(folder, model):
 
 
 def _check_early_stopping(early_stopping):
-    cases = [
-        [0.9, 0.8, 0.7, 0.71, 0.72, 0.73],
-        [0.9, 0.5, 0.6, 0.4, 0.5, 0.6, 0.7],
-        [0.9, 0.5, 0.8, 0.7, 0.6],
-        [0.5, math.nan, math.nan, math.nan],
-        [0.5, 0.5, 0.5, 0.5],
+    cases = [  # patience, losses
+        (3, [0.9, 0.8, 0.7, 0.71, 0.72, 0.73]),
+        (3, [0.9, 0.5, 0.6, 0.4, 0.5, 0.6, 0.7]),
+        (3, [0.9, 0.5, 0.8, 0.7, 0.6]),
+        (3, [0.5, math.nan, math.nan, math.nan]),
+        (3, [0.5, 0.5, 0.5, 0.5]),
+        (3, [2.9, 2.5, 2.3, 2.2]),
+        (3, [math.nan, 0.5, 0.4, 0.6, 0.3]),
+        (2, [0.9, 0.8, 0.85, 0.7, 0.8, 0.9]),
     ]
-    for losses in cases:
-        for interrupted in [None, *range(1, len(losses))]:
-            stopper = early_stopping(patience=3)
+    for interrupted in [None, *range(1, 7)]:
+        for patience, losses in cases:
+            stopper = early_stopping(patience=patience)
             answers = []
             for step, loss in enumerate(losses):
                 if step == interrupted:
@@ -489,13 +511,14 @@ def _check_early_stopping(early_stopping):
                         file = Path(folder, "stopper.pt")
                         torch.save(stopper.state_dict(), file)
                         state = torch.load(file, weights_only=True)
-                    stopper = early_stopping(patience=3)
+                    stopper = early_stopping(patience=patience)
                     stopper.load_state_dict(state)
                 answers.append(bool(stopper.should_stop(loss)))
-            expected = _expected_stops(losses)
+            expected = _expected_stops(losses, patience)
             if answers == expected:
                 continue
-            shown = f"Losses {losses}: you answered {answers}, expected was {expected}"
+            shown = f"Patience {patience}, losses {losses}: you answered {answers}, "
+            shown += f"expected was {expected}"
             if interrupted is not None:
                 raise Wrong(
                     f"{shown}, when interrupted before loss {interrupted + 1}. "
@@ -504,16 +527,23 @@ def _check_early_stopping(early_stopping):
                 )
             if losses[2] == 0.8:
                 shown += ". Compare with the best loss so far, not with the last one"
-            elif losses == cases[3]:
+            elif math.isnan(losses[1]):
                 shown += ". NaN is no progress: nan < 0.5 is False, and so is nan > 0.5"
-            elif losses == cases[4]:
+            elif math.isnan(losses[0]):
+                shown += ". A first loss of NaN is no best: nothing is below NaN"
+            elif losses[0] == losses[1]:
                 shown += ". An equal loss is no progress"
+            elif losses[0] > 1:
+                shown += ". A loss can be above 1: begin with best = math.inf"
+            elif patience == 2:
+                shown += ". Use the patience that was given"
             raise Wrong(
-                f"{shown}. Stop when 3 epochs in a row have not improved the best loss."
+                f"{shown}. Stop when {patience} epochs in a row have not improved the "
+                "best loss."
             )
 
 
-def _expected_stops(losses, patience=3):
+def _expected_stops(losses, patience):
     best, bad, stops = math.inf, 0, []
     for loss in losses:
         best, bad = (loss, 0) if loss < best else (best, bad + 1)
@@ -583,6 +613,24 @@ class _EqualIsProgress(_EarlyStopping):
         return self.bad_epochs >= self.patience
 
 
+class _BestBelowOne(_EarlyStopping):
+    def __init__(self, patience):
+        self.patience, self.best, self.bad_epochs = patience, 1.0, 0
+
+
+class _AlwaysThree(_EarlyStopping):
+    def __init__(self, patience):
+        super().__init__(3)
+
+
+class _FirstIsBest(_EarlyStopping):
+    def should_stop(self, val_loss):
+        if self.best == math.inf:
+            self.best = val_loss
+            return False
+        return super().should_stop(val_loss)
+
+
 early_stopping = Exercise(
     _check_early_stopping,
     start=_StartEarlyStopping,
@@ -619,6 +667,9 @@ class EarlyStopping:
         (_ComparesWithLast, "not with the last one"),
         (_NanIsProgress, "NaN is no progress"),
         (_EqualIsProgress, "An equal loss is no progress"),
+        (_BestBelowOne, "above 1"),
+        (_FirstIsBest, "no best"),
+        (_AlwaysThree, "patience that was given"),
     ],
 )
 

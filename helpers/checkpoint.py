@@ -56,7 +56,8 @@ def save_checkpoint(
     Args:
         epoch: the epoch just finished, 0 or more. Saved again, it replaces its file.
         generator: the one that the training DataLoader was given.
-        loss: its lowest value is "the best", so pass the validation loss.
+        loss: its lowest value is "the best", so pass the validation loss: the training
+            loss falls even when a model gets worse.
         extra: plain values by name, such as a GradScaler's state_dict().
         keep_last: keep so many epochs (2 or more; None: all) and the best. Only files
             that verify count, and they are read if this process has not done so.
@@ -263,8 +264,7 @@ def _epoch(file: Path) -> int:
 
 def _path(path: str | Path) -> Path:
     """The path; refused on an unmounted Drive, where files vanish with the session."""
-    if Path(path).resolve().is_relative_to(DRIVE.resolve()) and not os.path.ismount(
-        DRIVE
-    ):
+    on_drive = Path(path).resolve().is_relative_to(DRIVE.resolve())
+    if on_drive and not os.path.ismount(DRIVE):
         raise CheckpointError(f"{path}: Drive is not mounted at {DRIVE}: mount it")
     return Path(path)

@@ -11,8 +11,6 @@ from torch.utils.data import Dataset
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 DIGITS = DATA / "digits.npz"
-# A SmallCNN's state_dict, written by tools/make_backbone.py
-BACKBONE = DATA / "digits_backbone.pt"
 DIGITS_SHA256 = "5181e701d4c4c0e6263c40e72164468ade1daa851f1b401d0686a0d67a9e5245"
 SPLITS = ("train", "val", "test")
 
@@ -65,18 +63,3 @@ def load_digits(split: str) -> Digits:
     small = torch.from_numpy(pixels).float().unsqueeze(1) / 16  # (N, 1, 8, 8), 0..1
     images = interpolate(small, size=(32, 32), mode="bilinear")  # (N, 1, 32, 32)
     return Digits(images, torch.from_numpy(labels).long())
-
-
-def coloured(
-    images: torch.Tensor, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Paint images (N, 1, H, W) with ink and paper in random colours, and add noise.
-
-    Returns float32 (N, 3, H, W) in 0..1. In each channel ink and paper differ by a
-    quarter or more, either way; so about as many images are inverted as not.
-    """
-    paper, shift = torch.rand((2, len(images), 3, 1, 1), generator=generator)
-    ink = (paper + 0.25 + 0.5 * shift) % 1
-    painted = paper + (ink - paper) * images
-    noise = torch.randn(painted.shape, generator=generator)
-    return (painted + 0.1 * noise).clamp(0, 1)

@@ -114,7 +114,7 @@ def _code_problems(cell: NotebookNode, number: int) -> Iterator[str]:
         yield "not executed"
     elif cell.execution_count != number:
         yield f"executed out of order: as number {cell.execution_count}, not {number}"
-    if (lines := len(cell.source.splitlines())) > MAX_LINES:
+    if (lines := sum(map(bool, cell.source.splitlines()))) > MAX_LINES:
         yield f"{lines} lines of code, over {MAX_LINES}"
 
     may_raise = "raises-exception" in cell.metadata.get("tags", [])

@@ -9,6 +9,7 @@ epoch E holds E.
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -21,25 +22,17 @@ def tell(text: str) -> None:
     os.write(1, f"{text}\n".encode())
 
 
-def job(folder: Path, way: str) -> None:
+def job(folder: Path, way: str, saves: int = sys.maxsize) -> None:
     model = nn.Sequential(*[nn.Linear(512, 512, bias=False) for _ in range(4)])  # 4 MiB
-    optimizer = torch.optim.SGD(model.parameters())
-    epoch = 0
+    parts, done = {"model": model, "generator": torch.Generator()}, 0
     if way == "safe" and checkpoint.list_checkpoints(folder):
-        parts = {"model": model, "optimizer": optimizer}
-        epoch = checkpoint.load_checkpoint(folder, **parts)["epoch"]
-    while True:
-        epoch += 1
+        done = checkpoint.load_checkpoint(folder, **parts)["epoch"]
+    for epoch in range(done + 1, done + 1 + saves):
         for parameter in model.parameters():
             parameter.data.fill_(epoch)
         if way == "safe":
             checkpoint.save_checkpoint(
-                folder,
-                epoch=epoch,
-                model=model,
-                optimizer=optimizer,
-                loss=float(epoch),
-                keep_last=2,
+                folder, epoch=epoch, loss=float(epoch), keep_last=2, **parts
             )
         else:  # as most people do it
             torch.save({"model": model.state_dict()}, folder / f"{epoch % 2}.pt")
@@ -48,6 +41,8 @@ def job(folder: Path, way: str) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:  # imports what forks need
+        job(Path(folder), "safe", saves=1)
     for line in sys.stdin:
         order = json.loads(line)
         if pid := os.fork():

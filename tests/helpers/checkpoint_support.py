@@ -185,6 +185,9 @@ def _audit(event: str, args: tuple) -> None:
         _asked[-1](OPERATIONS[event], str(args[0]))
 
 
+sys.addaudithook(_audit)
+
+
 @contextlib.contextmanager
 def failing(
     folder: Path, fail: Callable[[str, int], OSError | None] = lambda *_: None
@@ -194,9 +197,6 @@ def failing(
     Python itself announces them (`sys.addaudithook`), except fsync. Yields the list of
     the operations so far.
     """
-    if _audit not in _installed:
-        sys.addaudithook(_audit)
-        _installed.append(_audit)
     log, fsync = [], os.fsync
 
     def ask(operation: str, path: str) -> None:
@@ -216,6 +216,3 @@ def failing(
     finally:
         os.fsync = fsync
         _asked.pop()
-
-
-_installed: list[Callable] = []

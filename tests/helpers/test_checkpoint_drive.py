@@ -84,24 +84,6 @@ def test_a_full_disk(tmp_path: Path) -> None:
 # --- operations that fail
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOTCONN, errno.EDQUOT])
-@pytest.mark.parametrize("operation", ["open", "fsync", "rename"])
-def test_an_operation_that_fails(tmp_path: Path, operation: str, number: int) -> None:
-    """Raised with the system's own words, old files intact, the new one not listed."""
-    old = save(tmp_path, 1, loss=0.5)
-    before = old.read_bytes()
-    failed = OSError(number, os.strerror(number))
-    for epoch in (1, 2):
-        with (
-            failing(tmp_path, lambda name, _: failed if name == operation else None),
-            pytest.raises(CheckpointError, match=os.strerror(number)),
-        ):
-            save(tmp_path, epoch, loss=0.5)
-    assert old.read_bytes() == before
-    assert names(tmp_path) == [old.name]
-    assert strays(tmp_path) == []
-
-
 @pytest.mark.parametrize("lasting", [False, True], ids=["glitch", "vanished"])
 def test_a_disk_that_fails_at_its_nth_operation(tmp_path: Path, lasting: bool) -> None:
     """At each one in turn: the state is that before the save, or that after it."""

@@ -32,6 +32,7 @@ class Saver:
             text=True,
             env={**os.environ, "PYTHONPATH": paths, "PYTHONUTF8": "1"},
         )
+        assert self.process.stdout.readline() == "saved 1\n", "it is warmed up"
 
     def stop(
         self, folder: Path, number: int, draw: random.Random, way: str = "safe"

@@ -86,7 +86,7 @@ def test_saved_on_cuda_loaded_on_cpu(saved: tuple[Run, Path], tmp_path: Path) ->
     """The location tags in the file are those of cuda:0, made without a GPU."""
     registry = torch.serialization._package_registry
     before, file = list(registry), tmp_path / "cuda.pt"
-    torch.serialization.register_package(0, lambda storage: "cuda:0", lambda *_: None)
+    torch.serialization.register_package(-1, lambda storage: "cuda:0", lambda *_: None)
     try:
         torch.save(read_checkpoint(saved[1]), file)
     finally:

@@ -1,0 +1,946 @@
+"""Lesson 05: transfer learning, and its deeper lesson: when does it pay?"""
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import models
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from exercises import Exercise, Wrong, define
+
+
+def _choice(answer: str, correct: bool, feedback: str) -> dict:
+    return {"answer": answer, "correct": correct, "feedback": feedback}
+
+
+QUIZZES = {
+    "unknown_thing": [
+        {
+            "question": "ImageNet's 1,000 classes hold no astronaut and no moon. What "
+            "does the network answer to a photograph of one?",
+            "type": "multiple_choice",
+            "answers": [
+                _choice(
+                    "that it does not know",
+                    False,
+                    "There is no such output. It has 1,000 scores, and nothing else.",
+                ),
+                _choice(
+                    "about 0.001 for each of the 1,000 classes",
+                    False,
+                    "That would be honest, but nobody trained it to answer so: every "
+                    "picture of its training was of one of the classes.",
+                ),
+                _choice(
+                    "one of its 1,000 classes",
+                    True,
+                    "Yes. softmax always adds up to 1, so something gets the largest "
+                    "share. Look how large it is.",
+                ),
+            ],
+        }
+    ],
+    "frozen_train": [
+        {
+            "question": "All parameters are frozen, there is no optimizer, and no "
+            "gradient is computed. In train mode we run one batch through VGG19 with "
+            "BatchNorm. How many of its tensors change?",
+            "type": "multiple_choice",
+            "answers": [
+                _choice(
+                    "none",
+                    False,
+                    "requires_grad = False stops gradients. But not all tensors of a "
+                    "model are changed by gradients.",
+                ),
+                _choice(
+                    "those of the BatchNorm layers that are no parameters",
+                    True,
+                    "Yes: forward() itself writes the running statistics.",
+                ),
+                _choice(
+                    "all tensors of the BatchNorm layers",
+                    False,
+                    "Their weight and bias are parameters: without an optimizer they "
+                    "stay. What else does a BatchNorm layer hold?",
+                ),
+            ],
+        }
+    ],
+    "once": [
+        {
+            "question": "The body is frozen and in eval mode. Its features of each "
+            "picture are computed once and kept. When does that give another result "
+            "than running the body in every epoch?",
+            "type": "multiple_choice",
+            "answers": [
+                _choice(
+                    "when the head has several layers",
+                    False,
+                    "The head comes after the features. It may be anything.",
+                ),
+                _choice(
+                    "when the pictures are augmented at random",
+                    True,
+                    "Yes: the body would see another picture in every epoch.",
+                ),
+                _choice(
+                    "when the pictures are shuffled in every epoch",
+                    False,
+                    "In eval mode the features of a picture do not depend on the "
+                    "others of its batch: shuffle the features with their labels.",
+                ),
+            ],
+        }
+    ],
+    "no_label": [
+        {
+            "question": "ImageNet has 398 classes of animals and 46 of food and what "
+            "it is served in. Take the larger of the two sums of probabilities as "
+            "the answer. What accuracy do you expect without any label of ours?",
+            "type": "multiple_choice",
+            "answers": [
+                _choice(
+                    "0.5, as it has never seen this task",
+                    False,
+                    "It has seen animals and food, in photographs. That is worth "
+                    "something on drawings as well.",
+                ),
+                _choice(
+                    "better than 0.5, and worse than with labels",
+                    True,
+                    "Yes. It is the baseline that training has to beat.",
+                ),
+                _choice(
+                    "nearly 1, as it knows both kinds of things",
+                    False,
+                    "From photographs. These are drawings, with white around them.",
+                ),
+            ],
+        }
+    ],
+}
+
+
+# -- one_output: the loss on one output ------------------------------------------------
+
+
+def _check_one_output(one_output_loss):
+    bce = nn.functional.binary_cross_entropy_with_logits
+    ce = nn.functional.cross_entropy
+    for logits, labels in (
+        ([[2.0], [-1.0], [0.5], [-3.0]], [1, 0, 0, 1]),
+        ([[0.3], [1.2], [-0.7]], [0, 1, 1]),
+        ([[1.5]], [0]),
+    ):
+        logits, labels = torch.tensor(logits, requires_grad=True), torch.tensor(labels)
+        found = one_output_loss(logits, labels)
+        if not isinstance(found, torch.Tensor) or found.dim():
+            raise Wrong(
+                "A loss is one number, a tensor without dimensions; you return "
+                f"{getattr(found, 'shape', found)!r}. Section 2."
+            )
+        row, targets = logits.detach().squeeze(1), labels.float()
+        right = bce(row, targets)
+        if torch.isclose(found, right, atol=1e-5):
+            continue
+        x = logits.detach()
+        spread = -(
+            targets * nn.functional.logsigmoid(x)
+            + (1 - targets) * nn.functional.logsigmoid(-x)
+        )
+        reasons = {
+            "It is 0 for every model: cross-entropy compares classes, and with one "
+            "output there is only one. Softmax of a single score is 1.": right * 0,
+            "Cross-entropy takes your batch for ONE sample with "
+            f"{len(row)} classes, as logits and targets have the shape (B,).": ce(
+                row, targets
+            ),
+            "The sigmoid is applied twice: the loss with logits does it itself.": bce(
+                row.sigmoid(), targets
+            ),
+            "It is the sum over the batch, not the mean.": right * len(row),
+            "logits (B, 1) and labels (B,) broadcast to (B, B): every logit is "
+            "compared with every label. Bring both to one shape.": spread.mean(),
+        }
+        close = (r for r, v in reasons.items() if torch.isclose(found, v, atol=1e-5))
+        reason = next(close, "That is not binary cross-entropy.")
+        raise Wrong(
+            f"{reason} For logits {x.tolist()} and labels {labels.tolist()} it should "
+            f"be {right:.3f}, yours is {found.item():.3f}. Section 2."
+        )
+
+
+def _one_output_start(logits, labels):
+    """The mean loss of logits (B, 1) for labels (B,): int64, each 0 or 1."""
+    targets = labels.float().unsqueeze(1)  # (B, 1)
+    return nn.functional.cross_entropy(logits, targets)
+
+
+def _one_output(logits, labels):
+    targets = labels.float().unsqueeze(1)
+    return nn.functional.binary_cross_entropy_with_logits(logits, targets)
+
+
+_functional = nn.functional
+
+one_output = Exercise(
+    _check_one_output,
+    start=_one_output_start,
+    hints=[
+        "How many classes does cross-entropy see in logits of shape (B, 1)?",
+        "For one output there is the binary cross-entropy, and it wants logits and "
+        "targets of one shape, as float.",
+        "nn.functional.binary_cross_entropy_with_logits(logits, targets)",
+    ],
+    solution=_one_output,
+    text="""
+def one_output_loss(logits, labels):
+    targets = labels.float().unsqueeze(1)  # (B, 1), as the logits
+    return nn.functional.binary_cross_entropy_with_logits(logits, targets)
+""",
+    wrong_answers=[
+        (
+            lambda logits, labels: _functional.cross_entropy(
+                logits, 1 - labels.float().unsqueeze(1)
+            ),
+            "0 for every model",
+        ),
+        (
+            lambda logits, labels: _functional.cross_entropy(
+                logits.squeeze(1), labels.float()
+            ),
+            "ONE sample",
+        ),
+        (
+            lambda logits, labels: _functional.binary_cross_entropy_with_logits(
+                logits.sigmoid().squeeze(1), labels.float()
+            ),
+            "applied twice",
+        ),
+        (
+            lambda logits, labels: _functional.binary_cross_entropy_with_logits(
+                logits.squeeze(1), labels.float(), reduction="sum"
+            ),
+            "the sum",
+        ),
+        (
+            lambda logits, labels: _functional.binary_cross_entropy_with_logits(
+                logits.squeeze(1), labels.float(), reduction="none"
+            ),
+            "one number",
+        ),
+        (
+            lambda logits, labels: (
+                -(
+                    labels * _functional.logsigmoid(logits)
+                    + (1 - labels) * _functional.logsigmoid(-logits)
+                ).mean()
+            ),
+            "broadcast",
+        ),
+        (
+            lambda logits, labels: (logits.squeeze(1) - labels).square().mean(),
+            "not binary cross-entropy",
+        ),
+    ],
+)
+
+
+# -- train_head: a frozen body that stays as it is -------------------------------------
+
+
+class _Net(nn.Module):
+    """A body with BatchNorm and Dropout, a head with Dropout; notes the modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.1), nn.Flatten()
+        )
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(4 * 6 * 6, 3))
+        self.modes: list[tuple[bool, bool]] = []  # of the two Dropouts, at each run
+        self.head.register_forward_pre_hook(self._note)
+
+    def _note(self, *_) -> None:
+        self.modes.append((self.body[2].training, self.head[0].training))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+def _check_train_head(train_head):
+    torch.manual_seed(0)
+    model = _Net()
+    images, labels = torch.randn(3, 4, 3, 8, 8), torch.randint(3, (3, 4))
+    loader = list(zip(images, labels, strict=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):  # as in training: epoch after epoch
+        before = copy.deepcopy(model.state_dict())
+        model.modes.clear()
+        train_head(model, loader, optimizer)
+        after = model.state_dict()
+        moved = {k for k in before if not torch.equal(before[k], after[k])}
+        own = {f"body.{name}" for name, _ in model.body.named_parameters()}
+        if found := sorted(moved & own):
+            raise Wrong(f"The body has trained: {found} moved. Freeze it. Section 2.")
+        if found := sorted(k for k in moved if k.startswith("body.")):
+            raise Wrong(
+                f"The body's running statistics moved: {found}. It was in train mode "
+                "when a batch ran through it: model.train() reaches all submodules, so "
+                "a body.eval() before it is undone. Section 3."
+            )
+        if len(model.modes) != len(loader):
+            raise Wrong(
+                f"The loader has {len(loader)} batches, and the model's head ran "
+                f"{len(model.modes)} times."
+            )
+        if any(body for body, _ in model.modes):
+            raise Wrong(
+                "BatchNorm is in eval mode, but the body's Dropout still drops. Put "
+                "the whole body into eval mode. Section 3."
+            )
+        if not all(head for _, head in model.modes):
+            raise Wrong(
+                "The head's Dropout is off: the head is in eval mode while it trains. "
+                "eval() is for the body alone. Section 3."
+            )
+        if not {"head.1.weight", "head.1.bias"} <= moved:
+            raise Wrong("The head has not moved: it must train. Section 2.")
+
+
+def _train_head_start(model, loader, optimizer):
+    """Train model.head for one epoch; nothing in model.body may change."""
+    model.body.requires_grad_(False)
+    model.body.eval()
+    model.train()
+    for images, labels in loader:
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def _epoch(model, loader, optimizer):
+    for images, labels in loader:
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def _train_head(model, loader, optimizer):
+    model.body.requires_grad_(False)
+    model.train()
+    model.body.eval()
+    _epoch(model, loader, optimizer)
+
+
+def _all_eval(model, loader, optimizer):
+    model.body.requires_grad_(False)
+    model.eval()
+    _epoch(model, loader, optimizer)
+
+
+def _not_frozen(model, loader, optimizer):
+    model.train()
+    model.body.eval()
+    _epoch(model, loader, optimizer)
+
+
+def _batch_norm_only(model, loader, optimizer):
+    model.body.requires_grad_(False)
+    model.train()
+    for module in model.body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    _epoch(model, loader, optimizer)
+
+
+def _only_no_grad(model, loader, optimizer):
+    model.train()
+    for images, labels in loader:
+        with torch.no_grad():
+            features = model.body(images)
+        loss = nn.functional.cross_entropy(model.head(features), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def _freezes_all(model, loader, optimizer):
+    model.requires_grad_(False)
+    model.train()
+    model.body.eval()
+    for images, _ in loader:
+        model(images)
+
+
+train_head = Exercise(
+    _check_train_head,
+    start=_train_head_start,
+    hints=[
+        "In which mode is model.body when the first batch runs through it?",
+        "model.train() sets the mode of every submodule. What if it came first?",
+        "Swap two lines: model.train(), then model.body.eval().",
+    ],
+    solution=_train_head,
+    text="""
+def train_head(model, loader, optimizer):
+    model.body.requires_grad_(False)
+    model.train()
+    model.body.eval()  # after train(), which reaches all submodules
+    for images, labels in loader:
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+""",
+    wrong_answers=[
+        (_all_eval, "head's Dropout is off"),
+        (_not_frozen, "The body has trained"),
+        (_batch_norm_only, "Dropout still drops"),
+        (_only_no_grad, "running statistics moved"),
+        (_freezes_all, "has not moved"),
+    ],
+)
+
+
+# -- two_datasets: augmentation that does not touch validation -------------------------
+
+
+@contextmanager
+def _pictures() -> Iterator[Path]:
+    """A folder of two classes: black, white, and left half black."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for kind in ("first", "second"):
+            (folder / kind).mkdir()
+            Image.new("RGB", (60, 40)).save(folder / kind / "a_black.png")
+            Image.new("RGB", (60, 40), "white").save(folder / kind / "b_white.png")
+            half = Image.new("RGB", (60, 40), "white")
+            half.paste("black", (0, 0, 30, 40))
+            half.save(folder / kind / "c_half.png")
+        yield folder
+
+
+def _check_two_datasets(two_datasets):
+    with _pictures() as folder:
+        for size in (32, 24):
+            pair = two_datasets(folder, size)
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise Wrong("Return two data sets: train_images, plain_images.")
+            _check_pair(*pair, size)
+
+
+def _check_pair(train_images, plain_images, size):
+    if train_images is plain_images:
+        raise Wrong(
+            "Both are the same ImageFolder, so they share one transform: set it for "
+            "validation, and training loses its augmentation. Make two. Section 4."
+        )
+    for name, images in (("train", train_images), ("plain", plain_images)):
+        if len(images) != 6:
+            raise Wrong(f"{name}_images has {len(images)} pictures, the folder has 6.")
+        for number, value in ((0, -1.0), (1, 1.0)):
+            picture, _ = images[number]
+            shape = getattr(picture, "shape", type(picture).__name__)
+            if shape != (3, size, size):
+                raise Wrong(
+                    f"A picture of {name}_images should have the shape "
+                    f"{(3, size, size)}; found {shape}. Section 4."
+                )
+            if not torch.allclose(picture.float(), torch.tensor(value), atol=0.02):
+                colour, mean = "black" if value < 0 else "white", picture.float().mean()
+                raise Wrong(
+                    f"A {colour} picture of {name}_images should hold {value} "
+                    f"everywhere; found {mean:.2f} on average. Both transforms end in "
+                    "the same normalization, the one that the network was trained "
+                    "with. Section 4."
+                )
+    reads = [plain_images[2][0] for _ in range(12)]
+    if any(not torch.equal(reads[0], read) for read in reads):
+        raise Wrong(
+            "plain_images gives another picture at each reading. Validation must see "
+            "the same pictures every time, or its curve is noise: no random transform "
+            "there. Section 4."
+        )
+    reads = [train_images[2][0] for _ in range(40)]
+    kinds = {read.numpy().tobytes() for read in reads}
+    if len(kinds) == 1:
+        raise Wrong(
+            "train_images gives the same picture at each reading: there is no "
+            "augmentation. Section 4."
+        )
+    brighter = {
+        bool(r[:, :, : size // 2].mean() > r[:, :, size // 2 :].mean()) for r in reads
+    }
+    if len(brighter) == 1:
+        raise Wrong("train_images never mirrors a picture: RandomHorizontalFlip.")
+    if len(kinds) == 2:
+        raise Wrong("train_images only mirrors: crop at random too. Section 4.")
+
+
+def _end() -> list:
+    return [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5] * 3, [0.5] * 3),
+    ]
+
+
+def _augmented(size: int, end: list) -> v2.Compose:
+    return v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *end])
+
+
+def _plain(size: int, end: list) -> v2.Compose:
+    return v2.Compose([v2.Resize((size, size)), *end])
+
+
+def _two_datasets_start(folder, size):
+    """(train_images, plain_images) of one folder: augmented, and not."""
+
+
+def _two_datasets(folder, size):
+    return (
+        ImageFolder(folder, _augmented(size, _end())),
+        ImageFolder(folder, _plain(size, _end())),
+    )
+
+
+def _one_object(folder, size):
+    train_images = plain_images = ImageFolder(folder, _augmented(size, _end()))
+    plain_images.transform = _plain(size, _end())
+    return train_images, plain_images
+
+
+def _both_random(folder, size):
+    transform = _augmented(size, _end())
+    return ImageFolder(folder, transform), ImageFolder(folder, transform)
+
+
+def _both_plain(folder, size):
+    transform = _plain(size, _end())
+    return ImageFolder(folder, transform), ImageFolder(folder, transform)
+
+
+def _other_end(folder, size):
+    return (
+        ImageFolder(folder, _augmented(size, _end())),
+        ImageFolder(folder, _plain(size, _end()[:2])),
+    )
+
+
+def _flips_only(folder, size):
+    flip = v2.Compose([v2.RandomHorizontalFlip(), *_plain(size, _end()).transforms])
+    return ImageFolder(folder, flip), ImageFolder(folder, _plain(size, _end()))
+
+
+def _short_side(folder, size):
+    plain = v2.Compose([v2.Resize(size), *_end()])
+    return ImageFolder(folder, _augmented(size, _end())), ImageFolder(folder, plain)
+
+
+two_datasets = Exercise(
+    _check_two_datasets,
+    start=_two_datasets_start,
+    hints=[
+        "A transform belongs to its ImageFolder. How many ImageFolders do you need?",
+        "Both transforms end alike: ToImage, ToDtype(torch.float32, scale=True), "
+        "Normalize. Only what stands before differs.",
+        "Training: v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(). "
+        "Plain: v2.Resize((size, size)).",
+    ],
+    solution=_two_datasets,
+    text="""
+def two_datasets(folder, size):
+    end = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5] * 3, [0.5] * 3),
+    ]
+    augment = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+    train_images = ImageFolder(folder, v2.Compose([*augment, *end]))
+    plain_images = ImageFolder(folder, v2.Compose([v2.Resize((size, size)), *end]))
+    return train_images, plain_images
+""",
+    wrong_answers=[
+        (_one_object, "the same ImageFolder"),
+        (_both_random, "another picture at each reading"),
+        (_both_plain, "no augmentation"),
+        (_other_end, "the same normalization"),
+        (_flips_only, "only mirrors"),
+        (_short_side, "should have the shape"),
+    ],
+)
+
+
+# -- five_classes: another head, and a rate for each part ------------------------------
+
+
+def _check_five_classes(for_five_classes):
+    torch.manual_seed(0)
+    model = models.resnet18()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = for_five_classes(model)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise Wrong(f"Return the optimizer; found {type(optimizer).__name__}.")
+    with torch.no_grad():
+        outputs = model.eval()(torch.zeros(1, 3, 32, 32)).shape[1]
+    if outputs != 5:
+        raise Wrong(
+            f"The model you were given has {outputs} outputs, not 5. Replace its last "
+            "layer, model.fc, in place. Section 2."
+        )
+    if not isinstance(model.fc, nn.Linear) or model.fc.in_features != 512:
+        raise Wrong(
+            "model.fc should be one new Linear on the body's 512 features. Yours keeps "
+            "the old layer with its 1,000 scores. Section 2."
+        )
+    after = model.state_dict()
+    lost = [k for k in before if k[:2] != "fc" and not torch.equal(before[k], after[k])]
+    if lost:
+        raise Wrong(f"The body's weights are not what they were: {lost[0]}. Section 2.")
+    parts = {name: name.split(".")[0] for name, _ in model.named_parameters()}
+    open_parts = {parts[n] for n, p in model.named_parameters() if p.requires_grad}
+    shut = {parts[n] for n, p in model.named_parameters() if not p.requires_grad}
+    if "fc" in shut:
+        raise Wrong(
+            "The new head is frozen. A new layer is trainable, so freeze first and "
+            "replace afterwards. Section 2."
+        )
+    if "layer4" in shut:
+        raise Wrong("layer4 is frozen: it should train as well. Section 5.")
+    if extra := sorted(open_parts - {"fc", "layer4"}):
+        raise Wrong(f"{extra} are still open. Freeze the whole model first. Section 2.")
+    rates = _rates(optimizer)
+    named = dict(model.named_parameters())
+    if any(id(p) not in rates for n, p in named.items() if parts[n] == "fc"):
+        raise Wrong(
+            "The optimizer does not hold the new head's parameters. It was made from "
+            "the old one: replace the layer first. Section 5."
+        )
+    if any(id(p) not in rates for n, p in named.items() if parts[n] == "layer4"):
+        raise Wrong(
+            "layer4 is open, but the optimizer does not hold it: it gets gradients and "
+            "never moves. Section 5."
+        )
+    if any(
+        id(p) in rates for n, p in named.items() if parts[n] not in ("fc", "layer4")
+    ):
+        raise Wrong(
+            "The optimizer holds frozen parameters. They never get a gradient; pass "
+            "layer4's and fc's alone. Section 5."
+        )
+    head, last = (
+        {rates[id(p)] for n, p in named.items() if parts[n] == part}
+        for part in ("fc", "layer4")
+    )
+    if head == last:
+        raise Wrong(
+            f"Head and layer4 have one rate, {head}. Give each its own group: 1e-3 for "
+            "the head, 1e-4 for layer4. Section 5."
+        )
+    if (head, last) != ({1e-3}, {1e-4}):
+        raise Wrong(
+            f"The head's rate should be 1e-3 and layer4's 1e-4; found {head} and "
+            f"{last}. The head is new and may take large steps; layer4 knows much. "
+            "Section 5."
+        )
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> dict[int, float]:
+    """A parameter's id -> its learning rate."""
+    groups = optimizer.param_groups
+    return {id(p): group["lr"] for group in groups for p in group["params"]}
+
+
+def _adamw(**rates) -> torch.optim.Optimizer:
+    """AdamW with a group of parameters for each rate: a=(parameters, rate)."""
+    return torch.optim.AdamW([{"params": p, "lr": lr} for p, lr in rates.values()])
+
+
+def _five_classes_start(model):
+    """Make a ResNet18 ready for fine-tuning on 5 classes; return the optimizer."""
+
+
+def _five_classes(model):
+    model.requires_grad_(False)
+    model.fc = nn.Linear(model.fc.in_features, 5)
+    model.layer4.requires_grad_(True)
+    return _adamw(
+        last=(model.layer4.parameters(), 1e-4), head=(model.fc.parameters(), 1e-3)
+    )
+
+
+def _frozen_too_late(model):
+    model.fc = nn.Linear(512, 5)
+    model.requires_grad_(False)
+    model.layer4.requires_grad_(True)
+    return _adamw(a=(model.layer4.parameters(), 1e-4), b=(model.fc.parameters(), 1e-3))
+
+
+def _on_top(model):
+    model.requires_grad_(False)
+    model.fc = nn.Sequential(model.fc, nn.Linear(1000, 5))
+    model.layer4.requires_grad_(True)
+    return _adamw(a=(model.layer4.parameters(), 1e-4), b=(model.fc.parameters(), 1e-3))
+
+
+def _another_model(model):
+    model = models.resnet18(num_classes=5)
+    return _five_classes(model)
+
+
+def _one_rate(model):
+    _five_classes(model)
+    opened = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(opened, lr=1e-3)
+
+
+def _frozen_given(model):
+    _five_classes(model)
+    body = [p for name, p in model.named_parameters() if not name.startswith("fc")]
+    return _adamw(body=(body, 1e-4), head=(model.fc.parameters(), 1e-3))
+
+
+def _old_head(model):
+    model.requires_grad_(False)
+    model.layer4.requires_grad_(True)
+    optimizer = _adamw(
+        a=(model.layer4.parameters(), 1e-4), b=(model.fc.parameters(), 1e-3)
+    )
+    model.fc = nn.Linear(512, 5)
+    return optimizer
+
+
+def _swapped(model):
+    _five_classes(model)
+    return _adamw(a=(model.layer4.parameters(), 1e-3), b=(model.fc.parameters(), 1e-4))
+
+
+def _opened_not_passed(model):
+    _five_classes(model)
+    return _adamw(head=(model.fc.parameters(), 1e-3))
+
+
+def _nothing_frozen(model):
+    model.fc = nn.Linear(512, 5)
+    return _adamw(a=(model.layer4.parameters(), 1e-4), b=(model.fc.parameters(), 1e-3))
+
+
+def _layer4_shut(model):
+    model.requires_grad_(False)
+    model.fc = nn.Linear(512, 5)
+    return _adamw(a=(model.layer4.parameters(), 1e-4), b=(model.fc.parameters(), 1e-3))
+
+
+five_classes = Exercise(
+    _check_five_classes,
+    start=_five_classes_start,
+    hints=[
+        "Four steps: freeze all, replace model.fc, open model.layer4, build AdamW. "
+        "The order matters.",
+        "A new nn.Linear is trainable; its input is model.fc.in_features wide.",
+        'AdamW takes a list of groups: {"params": part.parameters(), "lr": rate}. One '
+        "for layer4, one for fc, and nothing that is frozen.",
+    ],
+    solution=_five_classes,
+    text="""
+def for_five_classes(model):
+    model.requires_grad_(False)
+    model.fc = nn.Linear(model.fc.in_features, 5)  # new, so trainable
+    model.layer4.requires_grad_(True)
+    return torch.optim.AdamW(
+        [
+            {"params": model.layer4.parameters(), "lr": 1e-4},
+            {"params": model.fc.parameters(), "lr": 1e-3},
+        ]
+    )
+""",
+    wrong_answers=[
+        (_frozen_too_late, "freeze first"),
+        (_on_top, "1,000 scores"),
+        (_another_model, "The model you were given"),
+        (_one_rate, "one rate"),
+        (_frozen_given, "holds frozen parameters"),
+        (_old_head, "new head's parameters"),
+        (_swapped, "should be 1e-3"),
+        (_opened_not_passed, "never moves"),
+        (_nothing_frozen, "still open"),
+        (_layer4_shut, "layer4 is frozen"),
+        (lambda model: _five_classes(model) and model, "Return the optimizer"),
+    ],
+)
+
+
+# -- keep_best: by validation, and the test once (deeper) ------------------------------
+
+_VAL = [0.9, 0.5, 0.7, 0.8]  # the loss after each epoch: the second is the best
+_TEST = [0.5, 0.7, 0.6, 0.9]  # the accuracy of the same weights: the last is the best
+
+
+def _check_keep_best(keep_best):
+    for shift in (0, 1):
+        val = _VAL[shift:] + _VAL[:shift]
+        _check_one_run(keep_best, val, val.index(min(val)) + 1)
+
+
+def _check_one_run(keep_best, val, best):
+    model, tested = nn.Linear(1, 1, bias=False), []
+    with torch.no_grad():
+        model.weight.zero_()
+
+    def epoch() -> int:
+        return round(model.weight.item())
+
+    def train_epoch(model):
+        with torch.no_grad():
+            model.weight.add_(1)
+
+    def val_loss(model):
+        return val[epoch() - 1]
+
+    def test_acc(model):
+        tested.append(epoch())
+        return _TEST[epoch() - 1]
+
+    found = keep_best(model, train_epoch, val_loss, test_acc, len(val))
+    if len(tested) > 1:
+        raise Wrong(
+            f"The test data were used {len(tested)} times. What is chosen by the test "
+            "data looks better on them than it is: choose by the validation loss, and "
+            "test once, at the end. Core lesson, section 6."
+        )
+    if epoch() == len(val) != best:
+        raise Wrong(
+            f"Epoch {best} had the lowest validation loss, but the model ends with the "
+            "weights of the last epoch. Either they were not loaded, or what was kept "
+            "has changed with the model: state_dict() copies no tensor. Core lesson, "
+            "section 6."
+        )
+    if epoch() != best:
+        raise Wrong(
+            f"The validation losses are {val}, so epoch {best} is the best; the model "
+            f"ends with the weights of epoch {epoch()}. A loss is better when it is "
+            "lower. Core lesson, section 6."
+        )
+    if not tested or tested[0] != best:
+        raise Wrong(
+            f"Test the weights that you kept, of epoch {best}; tested were those of "
+            f"epoch {tested[0] if tested else 'none'}. Load them first. "
+            "Core lesson, section 6."
+        )
+    if found != _TEST[best - 1]:
+        raise Wrong(
+            f"Return the test accuracy of the kept weights, {_TEST[best - 1]}; found "
+            f"{found}. Core lesson, section 6."
+        )
+
+
+def _keep_best_start(model, train_epoch, val_loss, test_acc, num_epochs):
+    """Train, leave the best weights in the model, return their test accuracy."""
+    best, best_acc = None, 0.0
+    for _ in range(num_epochs):
+        train_epoch(model)
+        if test_acc(model) > best_acc:
+            best, best_acc = model.state_dict(), test_acc(model)
+    model.load_state_dict(best)
+    return best_acc
+
+
+def _keep_best(model, train_epoch, val_loss, test_acc, num_epochs):
+    best, best_loss = None, float("inf")
+    for _ in range(num_epochs):
+        train_epoch(model)
+        if (loss := val_loss(model)) < best_loss:
+            best, best_loss = copy.deepcopy(model.state_dict()), loss
+    model.load_state_dict(best)
+    return test_acc(model)
+
+
+def _no_copy(model, train_epoch, val_loss, test_acc, num_epochs):
+    best, best_loss = None, float("inf")
+    for _ in range(num_epochs):
+        train_epoch(model)
+        if (loss := val_loss(model)) < best_loss:
+            best, best_loss = model.state_dict(), loss
+    model.load_state_dict(best)
+    return test_acc(model)
+
+
+def _highest_loss(model, train_epoch, val_loss, test_acc, num_epochs):
+    best, best_loss = None, 0.0
+    for _ in range(num_epochs):
+        train_epoch(model)
+        if (loss := val_loss(model)) > best_loss:
+            best, best_loss = copy.deepcopy(model.state_dict()), loss
+    model.load_state_dict(best)
+    return test_acc(model)
+
+
+def _by_test(model, train_epoch, val_loss, test_acc, num_epochs):
+    best, best_acc = None, 0.0
+    for _ in range(num_epochs):
+        train_epoch(model)
+        if (acc := test_acc(model)) > best_acc:
+            best, best_acc = copy.deepcopy(model.state_dict()), acc
+    model.load_state_dict(best)
+    return best_acc
+
+
+def _tests_the_last(model, train_epoch, val_loss, test_acc, num_epochs):
+    best, best_loss = None, float("inf")
+    for _ in range(num_epochs):
+        train_epoch(model)
+        if (loss := val_loss(model)) < best_loss:
+            best, best_loss = copy.deepcopy(model.state_dict()), loss
+    acc = test_acc(model)
+    model.load_state_dict(best)
+    return acc
+
+
+def _returns_loss(model, train_epoch, val_loss, test_acc, num_epochs):
+    _keep_best(model, train_epoch, val_loss, test_acc, num_epochs)
+    return val_loss(model)
+
+
+keep_best = Exercise(
+    _check_keep_best,
+    start=_keep_best_start,
+    hints=[
+        "There are two faults: what decides, and what is kept.",
+        "Decide by val_loss(model), where lower is better; call test_acc once, after "
+        "the best weights are loaded.",
+        "Keep copy.deepcopy(model.state_dict()): the tensors of model.state_dict() "
+        "change with the model.",
+    ],
+    solution=_keep_best,
+    text="""
+def keep_best(model, train_epoch, val_loss, test_acc, num_epochs):
+    best, best_loss = None, float("inf")
+    for _ in range(num_epochs):
+        train_epoch(model)
+        loss = val_loss(model)
+        if loss < best_loss:
+            best, best_loss = copy.deepcopy(model.state_dict()), loss
+    model.load_state_dict(best)
+    return test_acc(model)
+""",
+    wrong_answers=[
+        (_no_copy, "copies no tensor"),
+        (_highest_loss, "lower"),
+        (_by_test, "test once"),
+        (_tests_the_last, "Load them first"),
+        (_returns_loss, "Return the test accuracy"),
+    ],
+)
+
+quiz = define(globals())

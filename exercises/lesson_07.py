@@ -1,0 +1,701 @@
+"""Lesson 07: model parallel. Two of the checkers run the answers on two ranks."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
+
+from exercises import Exercise, Wrong, define
+from helpers.ranks import run_on_ranks
+
+
+def _choice(question, *answers):
+    """A question as jupyterquiz takes it; `answers`: (answer, whether right, why)."""
+    return {
+        "question": question,
+        "type": "multiple_choice",
+        "answers": [
+            {"answer": answer, "correct": correct, "feedback": feedback}
+            for answer, correct, feedback in answers
+        ],
+    }
+
+
+QUIZZES = {
+    "memory": [
+        _choice(
+            "A model has 7 billion parameters. What does training it with Adam in "
+            "float32 hold, without activations?",
+            (
+                "about 26 GiB",
+                False,
+                "That is the weights alone, 4 bytes each: enough to "
+                "run the model, not to train it.",
+            ),
+            (
+                "about 52 GiB",
+                False,
+                "Weights and gradients: enough for plain SGD. Adam "
+                "keeps two averages for each parameter.",
+            ),
+            ("about 104 GiB", True, "Yes: 7e9 times 16 bytes, divided by 2**30."),
+            (
+                "half of that in mixed precision",
+                False,
+                "The weights and gradients take 2 bytes each, but a float32 copy of "
+                "the weights comes on top: 16 bytes again.",
+            ),
+        ),
+    ],
+    "fsdp": [
+        _choice(
+            "Two ranks train under FSDP. What does each hold between two steps?",
+            (
+                "All weights, and half of the optimizer state",
+                False,
+                "That is ZeRO's first stage. FSDP shards the weights as well.",
+            ),
+            (
+                "The weights of half of the blocks",
+                False,
+                "That is a pipeline. FSDP gives each rank a part of *every* parameter.",
+            ),
+            (
+                "Half of each weight, each gradient and each average",
+                True,
+                "Yes: all 16 bytes are divided by the number of ranks.",
+            ),
+        ),
+        _choice(
+            "And in the middle of block 2's forward?",
+            (
+                "Still only halves: each rank computes with its half",
+                False,
+                "That is "
+                "tensor parallel. FSDP gathers the block and computes as always.",
+            ),
+            (
+                "All of block 2, and halves of the others",
+                True,
+                "Yes: gathered before, dropped afterwards, gathered again in backward.",
+            ),
+            (
+                "The whole model, until the step ends",
+                False,
+                "So it would be if you only "
+                "called fully_shard(model): one group, gathered all at once.",
+            ),
+        ),
+    ],
+}
+
+
+def _on_ranks(function):
+    """Each rank's result; a collective that never ends is a wrong answer."""
+    try:
+        return run_on_ranks(function)
+    except RuntimeError as error:
+        if "Timed out" in str(error) or "timeout" in str(error).lower():
+            raise Wrong(
+                "A rank waits in a collective until the time-out. Both ranks have to "
+                "make the same calls, in the same order. Lesson 06, section 4."
+            ) from None
+        raise
+
+
+# 1: how many devices
+
+
+def _check_min_devices(min_devices):
+    cases = [
+        (7e9, 16, 24, 5),
+        (7e9, 16, 74.5, 2),
+        (70e9, 16, 74.5, 15),
+        (1e9, 16, 74.5, 1),
+        (7e9, 2, 16, 1),
+        (2**30, 16, 8, 2),  # fits exactly
+    ]
+    for params, bytes_each, device_gib, expected in cases:
+        found = min_devices(params, bytes_each, device_gib)
+        total_gib = params * bytes_each / 2**30
+        asked = f"min_devices({params:g}, {bytes_each}, {device_gib})"
+        if found == expected and isinstance(found, int):
+            continue
+        if found is None:
+            raise Wrong(f"{asked} returns None. Is there a `return`?")
+        if found < expected and found == math.floor(total_gib / device_gib):
+            raise Wrong(
+                f"{asked} should be {expected}, found {found}: {found} devices hold "
+                f"{found * device_gib:.1f} of the {total_gib:.1f} GiB, so the rest has "
+                "no place. Round up, not down."
+            )
+        if found == math.floor(total_gib / device_gib) + 1:
+            raise Wrong(
+                f"{asked} should be {expected}, found {found}. It fits exactly here, "
+                "and adding 1 in every case gives one device too many."
+            )
+        if found == math.ceil(params * bytes_each / 1e9 / device_gib):
+            raise Wrong(
+                f"{asked} should be {expected}, found {found}: you divide by 1e9, "
+                "which gives GB. A GiB is 2**30 bytes. Section 1."
+            )
+        if found == math.ceil(params * 4 / 2**30 / device_gib):
+            raise Wrong(
+                f"{asked} should be {expected}, found {found}: that is 4 bytes for "
+                "each parameter, the weights alone. Use bytes_each. Section 1."
+            )
+        if found == expected or math.isclose(found, total_gib / device_gib):
+            raise Wrong(f"{asked} returns {found!r}. A number of devices is an int.")
+        raise Wrong(
+            f"{asked} should be {expected}, found {found}: {total_gib:.1f} GiB in all, "
+            f"{device_gib} on each device. Section 1."
+        )
+
+
+def _min_devices_start(params, bytes_each, device_gib):
+    """The smallest number of devices whose memory is enough."""
+
+
+def _min_devices_solution(params, bytes_each, device_gib):
+    return math.ceil(params * bytes_each / 2**30 / device_gib)
+
+
+min_devices = Exercise(
+    _check_min_devices,
+    start=_min_devices_start,
+    hints=[
+        "How many GiB are needed in all? A GiB is 2**30 bytes.",
+        "Divide by one device's GiB. What do 1.4 devices mean?",
+        "math.ceil rounds up.",
+    ],
+    solution=_min_devices_solution,
+    text="""
+import math
+
+def min_devices(params, bytes_each, device_gib):
+    total_gib = params * bytes_each / 2**30
+    return math.ceil(total_gib / device_gib)
+""",
+    wrong_answers=[
+        (lambda p, b, gib: int(p * b / 2**30 // gib), "Round up, not down"),
+        (lambda p, b, gib: int(p * b / 2**30 // gib) + 1, "one device too many"),
+        (lambda p, b, gib: math.ceil(p * b / 1e9 / gib), "A GiB is 2**30 bytes"),
+        (lambda p, b, gib: math.ceil(p * 4 / 2**30 / gib), "the weights alone"),
+        (lambda p, b, gib: p * b / 2**30 / gib, "is an int"),
+        (lambda p, b, gib: print(p), "Is there a `return`?"),
+    ],
+)
+
+
+# 2: unequal micro-batches
+
+
+def _check_backward_in_parts(backward_in_parts):
+    generator = torch.Generator().manual_seed(0)
+    for num_samples, size in ((8, 4), (10, 4), (7, 3), (5, 8)):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 4).double()
+        inputs = torch.randn(num_samples, 3, generator=generator, dtype=torch.float64)
+        labels = torch.randint(4, (num_samples,), generator=generator)
+        rows = []
+        model.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0]))
+        backward_in_parts(model, inputs, labels, size)
+        found = model.weight.grad
+        if found is None:
+            raise Wrong("The parameters have no gradient: is backward() ever called?")
+        seen, rows = [len(part) for part in rows], torch.cat(rows)
+        if max(seen) > size:
+            raise Wrong(
+                f"With size={size} the model gets {max(seen)} samples at once. That "
+                "gives the right gradient, but saves no memory. Section 2."
+            )
+        if len(rows) < num_samples:
+            raise Wrong(
+                f"Of {num_samples} samples the model sees {len(rows)}. The last, "
+                "smaller micro-batch belongs to the batch too."
+            )
+
+        def gradient(reduce, model=model, inputs=inputs, labels=labels):
+            losses = cross_entropy(model(inputs), labels, reduction="none")
+            return torch.autograd.grad(reduce(losses), model.weight)[0]
+
+        def is_of(reduce, found=found, gradient=gradient):
+            return torch.allclose(found, gradient(reduce), atol=1e-9)
+
+        given, num_parts = f"With {num_samples} samples and size={size}", len(seen)
+
+        def sum_of_means(losses, size=size):
+            return sum(part.mean() for part in losses.split(size))
+
+        if is_of(torch.mean):
+            continue
+        if is_of(torch.sum):
+            raise Wrong(
+                f"{given}, the gradient is that of the *sum* of the losses, "
+                f"{num_samples} times too large. Divide by len(inputs)."
+            )
+        if is_of(sum_of_means):
+            raise Wrong(
+                f"{given}, the means of the micro-batches are added up and not "
+                f"averaged: the gradient is about {num_parts} times too large."
+            )
+        if is_of(lambda losses, n=num_parts: sum_of_means(losses) / n):
+            raise Wrong(
+                f"{given}, every micro-batch counts the same, so each of the "
+                f"{seen[-1]} samples of the last one counts more than the others. "
+                "Weigh each mean by its number of samples."
+            )
+        if is_of(lambda losses, n=seen[-1]: losses[-n:].sum() / len(losses)) or is_of(
+            lambda losses, n=seen[-1]: losses[-n:].mean()
+        ):
+            raise Wrong(
+                f"{given}, the gradient is that of the last micro-batch alone. "
+                "backward() adds to .grad; do not set it to zero in between."
+            )
+        raise Wrong(
+            f"{given}, the gradient is not that of the batch's mean loss: it differs "
+            f"by up to {(found - gradient(torch.mean)).abs().max():.2g}."
+        )
+
+
+def _in_parts_start(model, inputs, labels, size):
+    """Leave in the parameters the gradient of the batch's mean loss."""
+    some_inputs, some_labels = inputs.split(size), labels.split(size)
+    for i in range(len(some_inputs)):
+        loss = cross_entropy(model(some_inputs[i]), some_labels[i])
+        (loss / len(some_inputs)).backward()
+
+
+def _in_parts_solution(model, inputs, labels, size):
+    some_inputs, some_labels = inputs.split(size), labels.split(size)
+    for i in range(len(some_inputs)):
+        loss = cross_entropy(model(some_inputs[i]), some_labels[i])
+        (loss * len(some_inputs[i]) / len(inputs)).backward()
+
+
+def _in_parts_by_number(model, inputs, labels, size):
+    num_parts = math.ceil(len(inputs) / size)
+    for i in range(0, len(inputs), size):
+        loss = cross_entropy(model(inputs[i : i + size]), labels[i : i + size])
+        (loss / num_parts).backward()
+
+
+def _in_parts_not_divided(model, inputs, labels, size):
+    for i in range(0, len(inputs), size):
+        cross_entropy(model(inputs[i : i + size]), labels[i : i + size]).backward()
+
+
+def _in_parts_sum(model, inputs, labels, size):
+    for i in range(0, len(inputs), size):
+        out = model(inputs[i : i + size])
+        cross_entropy(out, labels[i : i + size], reduction="sum").backward()
+
+
+def _in_parts_zeroed(model, inputs, labels, size):
+    for i in range(0, len(inputs), size):
+        model.zero_grad()
+        some = inputs[i : i + size]
+        loss = cross_entropy(model(some), labels[i : i + size])
+        (loss * len(some) / len(inputs)).backward()
+
+
+def _in_parts_dropped(model, inputs, labels, size):
+    num_parts = len(inputs) // size
+    for i in range(0, num_parts * size, size):
+        loss = cross_entropy(model(inputs[i : i + size]), labels[i : i + size])
+        (loss / num_parts).backward()
+
+
+def _in_parts_at_once(model, inputs, labels, size):
+    cross_entropy(model(inputs), labels).backward()
+
+
+backward_in_parts = Exercise(
+    _check_backward_in_parts,
+    start=_in_parts_start,
+    hints=[
+        "By hand: losses 1, 1, 1, 4 in micro-batches of 3 and 1. What is the mean of "
+        "the two means, and what is the mean of all four?",
+        "Each micro-batch should count as much as it has samples.",
+        "Multiply the loss by len(some_inputs[i]) / len(inputs).",
+    ],
+    solution=_in_parts_solution,
+    text="""
+def backward_in_parts(model, inputs, labels, size):
+    some_inputs, some_labels = inputs.split(size), labels.split(size)
+    for i in range(len(some_inputs)):
+        loss = cross_entropy(model(some_inputs[i]), some_labels[i])
+        (loss * len(some_inputs[i]) / len(inputs)).backward()
+""",
+    wrong_answers=[
+        (_in_parts_by_number, "every micro-batch counts the same"),
+        (_in_parts_not_divided, "added up and not averaged"),
+        (_in_parts_sum, "Divide by len(inputs)"),
+        (_in_parts_zeroed, "the last micro-batch alone"),
+        (_in_parts_dropped, "belongs to the batch too"),
+        (_in_parts_at_once, "saves no memory"),
+    ],
+)
+
+
+# 3: shard a model
+
+
+class _Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 8)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3)
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def _two_steps(model, optimizer, inputs, labels):
+    for _ in range(2):
+        optimizer.zero_grad()
+        cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+
+
+def _check_shard(shard):
+    def on_each(rank, world_size):
+        torch.manual_seed(0)
+        model, plain = _Net().double(), _Net().double()
+        plain.load_state_dict(model.state_dict())
+        mesh = init_device_mesh("cpu", (world_size,))
+        optimizer = shard(model, mesh)
+        if not isinstance(optimizer, torch.optim.Adam):
+            raise Wrong(f"Return the Adam optimizer; found {type(optimizer).__name__}.")
+        found = {"model": isinstance(model, FSDPModule)}
+        found["blocks"] = [isinstance(block, FSDPModule) for block in model.blocks]
+        parameters = dict(model.named_parameters())
+        found["whole"] = [
+            name for name, p in parameters.items() if not isinstance(p, DTensor)
+        ]
+        ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        found["foreign"] = ids != {id(p) for p in parameters.values()}
+        if found["whole"] or found["foreign"]:
+            return found
+        inputs, labels = torch.randn(8, 6).double(), torch.randint(4, (8,))
+        mine = slice(rank, None, world_size)
+        _two_steps(model, optimizer, inputs[mine], labels[mine])
+        reference = torch.optim.Adam(plain.parameters(), lr=0.01)
+        _two_steps(plain, reference, inputs, labels)
+        gaps = [
+            (p.full_tensor() - whole).abs().max().item()
+            for p, whole in zip(parameters.values(), plain.parameters(), strict=True)
+        ]
+        return found | {"gap": max(gaps)}
+
+    found = _on_ranks(on_each)[0]
+    if not found["model"] and not any(found["blocks"]):
+        raise Wrong(
+            "Nothing is sharded: each rank holds the whole model. Call "
+            "fully_shard(block, mesh=mesh) for each block, and then for the model. "
+            "Section 5."
+        )
+    if not any(found["blocks"]):
+        raise Wrong(
+            "Only the model itself is wrapped, so all parameters are one group: every "
+            "rank gathers the *whole* model in each step. Wrap each block first. "
+            "Section 5."
+        )
+    if not all(found["blocks"]):
+        raise Wrong(f"Some blocks are not wrapped: {found['blocks']}. Section 5.")
+    if not found["model"] or found["whole"]:
+        raise Wrong(
+            f"These are on every rank as a whole: {found['whole']}. They are in no "
+            "block, so call fully_shard on the model too, after the blocks. Section 5."
+        )
+    if found["foreign"]:
+        raise Wrong(
+            "The optimizer holds the parameters of before: fully_shard replaces them "
+            "by DTensors, so its steps change nothing in the model. Make the optimizer "
+            "after sharding. In short, and section 5."
+        )
+    if found["gap"] > 1e-9:
+        raise Wrong(
+            "After two steps the weights differ from one process with Adam and lr=0.01 "
+            f"by {found['gap']:.2g}. Which optimizer do you return?"
+        )
+
+
+def _shard_start(model, mesh):
+    """Shard the model; return an Adam optimizer for it, with lr=0.01."""
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def _shard_solution(model, mesh):
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def _shard_nothing(model, mesh):
+    model.to(mesh.device_type)
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def _shard_root_only(model, mesh):
+    fully_shard(model, mesh=mesh)
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def _shard_blocks_only(model, mesh):
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def _shard_optimizer_first(model, mesh):
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return optimizer
+
+
+def _shard_first_block(model, mesh):
+    fully_shard(model.blocks[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def _shard_other_lr(model, mesh):
+    _shard_solution(model, mesh)
+    return torch.optim.Adam(model.parameters())
+
+
+def _shard_returns_model(model, mesh):
+    _shard_solution(model, mesh)
+    return model
+
+
+shard = Exercise(
+    _check_shard,
+    start=_shard_start,
+    hints=[
+        "How many groups of parameters should there be? One for each block, and one "
+        "for the rest.",
+        "fully_shard(block, mesh=mesh) for each block, then the same for the model.",
+        "When does the optimizer get its parameters? fully_shard replaces them.",
+    ],
+    solution=_shard_solution,
+    text="""
+def shard(model, mesh):
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+""",
+    wrong_answers=[
+        (_shard_nothing, "Nothing is sharded"),
+        (_shard_root_only, "Only the model itself is wrapped"),
+        (_shard_blocks_only, "They are in no block"),
+        (_shard_optimizer_first, "after sharding"),
+        (_shard_first_block, "Some blocks are not wrapped"),
+        (_shard_other_lr, "Which optimizer do you return?"),
+        (_shard_returns_model, "Return the Adam optimizer"),
+    ],
+)
+
+
+# 4: tensor parallel by hand
+
+
+def _check_pair(pair):
+    def on_each(rank, world_size):
+        torch.manual_seed(0)
+        first, second = nn.Linear(6, 8).double(), nn.Linear(8, 4).double()
+        x, calls, all_reduce = torch.randn(3, 6).double(), [], dist.all_reduce
+        relu_sizes, relu = [], torch.relu
+
+        def counted(tensor, *args, **kwargs):
+            calls.append(tensor.detach().clone())
+            return all_reduce(tensor, *args, **kwargs)
+
+        def noted(tensor):
+            relu_sizes.append(tensor.shape[-1])
+            return relu(tensor)
+
+        dist.all_reduce, torch.relu = counted, noted
+        try:
+            with torch.no_grad():
+                found = pair(x, first, second)
+        finally:
+            dist.all_reduce, torch.relu = all_reduce, relu
+        with torch.no_grad():
+            expected = second(relu(first(x)))
+            bias = second.bias
+        if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
+            shape = tuple(getattr(found, "shape", ())) or type(found).__name__
+            return {"shape": shape}
+        return {
+            "shape": None,
+            "calls": len(calls),
+            "halved": all(size <= 4 for size in relu_sizes),
+            "equal": torch.allclose(found, expected, atol=1e-9),
+            "bias twice": torch.allclose(found, expected + bias, atol=1e-9),
+            "no bias": torch.allclose(found, expected - bias, atol=1e-9),
+            "sent": [tuple(tensor.shape) for tensor in calls],
+        }
+
+    results = _on_ranks(on_each)
+    for rank, found in enumerate(results):
+        if found["shape"]:
+            raise Wrong(
+                f"For x of shape (3, 6), rank {rank} returns {found['shape']}, not "
+                "(3, 4). Take rows of first.weight, and *columns* of second.weight: "
+                "weights are stored as (outputs, inputs). Section 7."
+            )
+        if found["bias twice"]:
+            raise Wrong(
+                "The result is right, except that second.bias is in it twice: both "
+                "ranks add it, and all_reduce adds up. Add it once, after the sum."
+            )
+        if found["no bias"]:
+            raise Wrong("second.bias is missing: add it once, after the sum.")
+        if not found["calls"] and not found["equal"]:
+            raise Wrong(
+                "Nothing is exchanged: each rank returns only what its half of the "
+                "hidden numbers adds. Sum both by dist.all_reduce. Section 7."
+            )
+        if not found["halved"] or not found["calls"]:
+            raise Wrong(
+                "Each rank computes all 8 hidden numbers, so nothing is saved. Rank r "
+                "should compute 4 of them: 4 rows of first.weight. Section 7."
+            )
+        if found["calls"] > 1:
+            raise Wrong(
+                f"{found['calls']} all_reduce calls with shapes {found['sent']}. One "
+                "is enough: ReLU works on each hidden number alone, so "
+                "nothing has to be exchanged before the second Linear. Section 7."
+            )
+        if not found["equal"]:
+            raise Wrong(
+                f"Rank {rank}'s result differs from second(relu(first(x))). Does each "
+                "rank take *other* rows of first.weight, their part of first.bias, "
+                "and the matching columns of second.weight?"
+            )
+
+
+def _pair_start(x, first, second):
+    """Two Linears with a ReLU in between, by halves: first (6, 8), second (8, 4)."""
+    hidden = torch.relu(first(x))
+    return second(hidden)
+
+
+def _half(rank):
+    return slice(4 * rank, 4 * rank + 4)
+
+
+def _pair_solution(x, first, second):
+    half = _half(dist.get_rank())
+    hidden = torch.relu(x @ first.weight[half].T + first.bias[half])
+    out = hidden @ second.weight[:, half].T
+    dist.all_reduce(out)
+    return out + second.bias
+
+
+def _pair_bias_twice(x, first, second):
+    half = _half(dist.get_rank())
+    hidden = torch.relu(x @ first.weight[half].T + first.bias[half])
+    out = hidden @ second.weight[:, half].T + second.bias
+    dist.all_reduce(out)
+    return out
+
+
+def _pair_no_bias(x, first, second):
+    half = _half(dist.get_rank())
+    hidden = torch.relu(x @ first.weight[half].T + first.bias[half])
+    out = hidden @ second.weight[:, half].T
+    dist.all_reduce(out)
+    return out
+
+
+def _pair_alone(x, first, second):
+    half = _half(dist.get_rank())
+    hidden = torch.relu(x @ first.weight[half].T + first.bias[half])
+    return hidden @ second.weight[:, half].T + second.bias
+
+
+def _pair_rows_twice(x, first, second):
+    half = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    hidden = torch.relu(first(x))
+    out = hidden @ second.weight[half].T
+    dist.all_reduce(out)
+    return out
+
+
+def _pair_whole_hidden(x, first, second):
+    half = _half(dist.get_rank())
+    hidden = torch.relu(first(x))
+    out = hidden[:, half] @ second.weight[:, half].T
+    dist.all_reduce(out)
+    return out + second.bias
+
+
+def _pair_two_exchanges(x, first, second):
+    half = _half(dist.get_rank())
+    hidden = torch.zeros(len(x), 8, dtype=x.dtype)
+    hidden[:, half] = torch.relu(x @ first.weight[half].T + first.bias[half])
+    dist.all_reduce(hidden)
+    out = hidden[:, half] @ second.weight[:, half].T
+    dist.all_reduce(out)
+    return out + second.bias
+
+
+def _pair_same_half(x, first, second):
+    half = _half(0)
+    hidden = torch.relu(x @ first.weight[half].T + first.bias[half])
+    out = hidden @ second.weight[:, half].T
+    dist.all_reduce(out)
+    return out + second.bias
+
+
+pair = Exercise(
+    _check_pair,
+    start=_pair_start,
+    hints=[
+        "Which rows of first.weight (8, 6) give the hidden numbers 4 to 7?",
+        "With half = slice(4 * rank, 4 * rank + 4): x @ first.weight[half].T + "
+        "first.bias[half] is this rank's half, before the ReLU.",
+        "The second Linear takes columns: hidden @ second.weight[:, half].T. Then "
+        "all_reduce, and only then the bias.",
+    ],
+    solution=_pair_solution,
+    text="""
+def pair(x, first, second):
+    rank = dist.get_rank()
+    half = slice(4 * rank, 4 * rank + 4)
+    hidden = torch.relu(x @ first.weight[half].T + first.bias[half])
+    out = hidden @ second.weight[:, half].T
+    dist.all_reduce(out)
+    return out + second.bias  # once, after the sum
+""",
+    wrong_answers=[
+        (_pair_bias_twice, "in it twice"),
+        (_pair_no_bias, "second.bias is missing"),
+        (_pair_alone, "Nothing is exchanged"),
+        (_pair_rows_twice, "*columns* of second.weight"),
+        (_pair_whole_hidden, "all 8 hidden numbers"),
+        (_pair_two_exchanges, "nothing has to be exchanged"),
+        (_pair_same_half, "*other* rows"),
+    ],
+)
+
+
+quiz = define(globals())

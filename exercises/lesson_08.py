@@ -1,0 +1,539 @@
+"""Lesson 08: many nodes."""
+
+import math
+import os
+import socket
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from exercises import Exercise, Wrong, define
+from helpers.ranks import run_on_ranks
+
+
+def free_port() -> int:
+    """A port of this machine that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def _choice(question, *answers):
+    """A question as jupyterquiz takes it; `answers`: (answer, whether right, why)."""
+    return {
+        "question": question,
+        "type": "multiple_choice",
+        "answers": [
+            {"answer": answer, "correct": correct, "feedback": feedback}
+            for answer, correct, feedback in answers
+        ],
+    }
+
+
+QUIZZES = {
+    "ranks": [
+        _choice(
+            "Three nodes with four workers each. Which ranks live on node 1?",
+            ("0, 1, 2, 3", False, "Those are node 0's, and node 1's *local* ranks."),
+            ("4, 5, 6, 7", True, "Yes: ranks are numbered across all nodes."),
+            (
+                "1, 4, 7, 10",
+                False,
+                "Ranks are not dealt out in turn: a node's ranks are neighbours.",
+            ),
+        ),
+        _choice(
+            "Two nodes with four GPUs each. Rank 5 wants its GPU. Which index?",
+            ("5", False, "There is no GPU 5 on its node: the indices are 0 to 3."),
+            ("1", True, "Yes: its local rank. Rank 4 has GPU 0 of node 1."),
+            ("0", False, "That is rank 4's, and two ranks on one GPU is an error."),
+        ),
+    ],
+    "one_dies": [
+        _choice(
+            "What becomes of the other worker?",
+            (
+                "It trains on alone, with half the batch",
+                False,
+                "It waits for the "
+                "dead rank's gradients: a process group cannot shrink.",
+            ),
+            (
+                "It waits until a new rank 0 has joined",
+                False,
+                "A process group cannot take in a new member.",
+            ),
+            (
+                "torchrun ends it, and starts both again",
+                True,
+                "Yes: all workers are stopped and started, on all nodes.",
+            ),
+        ),
+        _choice(
+            "Where does training go on?",
+            (
+                "At the step of the kill: torchrun keeps the state",
+                False,
+                "torchrun knows nothing about your model.",
+            ),
+            (
+                "Where the script puts it: here, after the last saved epoch",
+                True,
+                "Yes: the script begins at its first line, and loads the newest "
+                "checkpoint, if it was written to do so.",
+            ),
+            (
+                "Always at epoch 1",
+                False,
+                "That is what happens if the script does not load a checkpoint.",
+            ),
+        ),
+    ],
+}
+
+# 1: the command
+
+
+def _check_command(torchrun_command):
+    for node_rank, nnodes, gpus, host in [(0, 2, 4, "10.0.0.7"), (2, 3, 8, "gpu01")]:
+        case = f"torchrun_command({node_rank}, {nnodes}, {gpus}, {host!r})"
+        words = torchrun_command(node_rank, nnodes, gpus, host)
+        if isinstance(words, str):
+            raise Wrong(
+                f"{case}: that is one string. A list of arguments needs no quoting: "
+                '["torchrun", "--nnodes=2", ...].'
+            )
+        if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+            raise Wrong(f"{case}: expected a list of strings, found {words!r}.")
+        if words[:1] != ["torchrun"] or words[-1:] != ["train.py"]:
+            raise Wrong(
+                f"{case}: the list should begin with 'torchrun' and end with "
+                "'train.py'. What follows the script's name goes to the *script*: "
+                f"torchrun does not read it. Found {words}."
+            )
+        found = _options(words[1:-1])
+        wanted = {
+            "nnodes": str(nnodes),
+            "node-rank": str(node_rank),
+            "nproc-per-node": str(gpus),
+            "master-addr": host,
+            "master-port": "29500",
+            "max-restarts": "3",
+        }
+        if found.get("nproc-per-node") == str(nnodes * gpus):
+            raise Wrong(
+                f"{case}: --nproc-per-node is {nnodes * gpus}, the world size. Each "
+                f"agent starts the workers of its own node: {gpus}. Section 1."
+            )
+        if node_rank and found.get("master-addr") in ("127.0.0.1", "localhost"):
+            raise Wrong(
+                f"{case}: node {node_rank} looks for node 0 on itself "
+                f"({found['master-addr']}). All nodes are given node 0's address."
+            )
+        for name, value in wanted.items():
+            if name not in found:
+                raise Wrong(
+                    f"{case}: --{name} is missing; its value is {value}. Section 2."
+                )
+            if found[name] != value:
+                raise Wrong(
+                    f"{case}: --{name} should be {value}, found {found[name]}. "
+                    "Section 2."
+                )
+        if extra := found.keys() - wanted.keys():
+            raise Wrong(f"{case}: not asked for here: {', '.join(sorted(extra))}.")
+
+
+def _options(words):
+    """--a=1 and --a 1 -> {"a": "1"}; underscores as torchrun takes them, too."""
+    words, options = [part for word in words for part in word.split("=", 1)], {}
+    for word in words:
+        if word.startswith("-"):
+            options[name := word.lstrip("-").replace("_", "-")] = ""
+        elif options:
+            options[name] = word
+    return options
+
+
+def _command_start(node_rank, nnodes, gpus, host):
+    """The command for this node, a list of strings."""
+
+
+def _command_with(per_node=lambda nnodes, gpus: gpus, **changed):
+    def torchrun_command(node_rank, nnodes, gpus, host):
+        options = {
+            "nnodes": nnodes,
+            "node-rank": node_rank,
+            "nproc-per-node": per_node(nnodes, gpus),
+            "master-addr": host,
+            "master-port": 29500,
+            "max-restarts": 3,
+        } | changed
+        options = [f"--{k}={v}" for k, v in options.items() if v is not None]
+        return ["torchrun", *options, "train.py"]
+
+    return torchrun_command
+
+
+torchrun_command = Exercise(
+    _check_command,
+    start=_command_start,
+    hints=[
+        "Six options: nodes, which one, workers on it, address, port, restarts.",
+        "Section 2 has the command. Only --node-rank differs between the machines.",
+        '["torchrun", f"--nnodes={nnodes}", f"--node-rank={node_rank}", ..., '
+        '"--max-restarts=3", "train.py"]',
+    ],
+    solution=_command_with(),
+    text="""
+def torchrun_command(node_rank, nnodes, gpus, host):
+    return [
+        "torchrun",
+        f"--nnodes={nnodes}",
+        f"--node-rank={node_rank}",
+        f"--nproc-per-node={gpus}",
+        f"--master-addr={host}",
+        "--master-port=29500",
+        "--max-restarts=3",
+        "train.py",
+    ]
+""",
+    wrong_answers=[
+        (_command_with(lambda nnodes, gpus: nnodes * gpus), "the world size"),
+        (_command_with(**{"master-addr": "127.0.0.1"}), "--master-addr should be"),
+        (_command_with(**{"node-rank": 0}), "--node-rank should be"),
+        (_command_with(**{"node-rank": None}), "--node-rank is missing"),
+        (lambda *case: " ".join(_command_with()(*case)), "one string"),
+        (
+            lambda *case: ["torchrun", "train.py", *_command_with()(*case)[1:-1]],
+            "goes to the *script*",
+        ),
+    ],
+)
+
+# 2: who saves
+
+
+@contextmanager
+def _environment(**values):
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _check_save(save):
+    state = {"weight": torch.arange(3.0)}
+    writers = []
+    for rank in range(4):
+        numbers = {
+            "RANK": rank,
+            "LOCAL_RANK": rank % 2,
+            "GROUP_RANK": rank // 2,
+            "WORLD_SIZE": 4,
+            "LOCAL_WORLD_SIZE": 2,
+        }
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            _environment(**{name: str(value) for name, value in numbers.items()}),
+        ):
+            save(state, folder)
+            files = [file.name for file in Path(folder).iterdir()]
+            if files and files != ["model.pt"]:
+                raise Wrong(
+                    f"Rank {rank} leaves {sorted(files)}: expected model.pt alone. One "
+                    "rank writes one file; a name for each rank keeps copies that "
+                    "nobody needs."
+                )
+            if files:
+                writers.append(rank)
+                saved = torch.load(f"{folder}/model.pt", weights_only=True)
+                if saved.keys() != state.keys() or saved["weight"].tolist() != [
+                    0,
+                    1,
+                    2,
+                ]:
+                    raise Wrong("model.pt does not hold the state.")
+    if writers == [0]:
+        return
+    if writers == [0, 2]:
+        raise Wrong(
+            "Ranks 0 and 2 write the same file: each is local rank 0 of its node. On "
+            "a shared folder there must be one writer on all nodes together, the "
+            "global rank 0. Section 4."
+        )
+    if writers == [0, 1]:
+        raise Wrong(
+            "Ranks 0 and 1 write: all workers of node 0. GROUP_RANK is the node's "
+            "number. Section 1."
+        )
+    if writers == [0, 1, 2, 3]:
+        raise Wrong("Every rank writes the same file. One should. Section 4.")
+    raise Wrong(f"Rank 0 should write, and it alone; here these write: {writers}.")
+
+
+def _save_start(state, folder):
+    """Write state to folder/model.pt."""
+    if int(os.environ["LOCAL_RANK"]) == 0:
+        torch.save(state, f"{folder}/model.pt")
+
+
+def _save_if(writes, name="model.pt"):
+    def save(state, folder):
+        if writes(
+            {key: int(value) for key, value in os.environ.items() if "RANK" in key}
+        ):
+            torch.save(state, f"{folder}/{name.format(**os.environ)}")
+
+    return save
+
+
+save = Exercise(
+    _check_save,
+    start=_save_start,
+    hints=[
+        "Two nodes with two workers each. Which of the four have local rank 0?",
+        "One worker in the whole job should write. Which number tells it?",
+        'int(os.environ["RANK"]), which is dist.get_rank().',
+    ],
+    solution=_save_if(lambda env: env["RANK"] == 0),
+    text="""
+def save(state, folder):
+    if int(os.environ["RANK"]) == 0:  # across all nodes; or dist.get_rank()
+        torch.save(state, f"{folder}/model.pt")
+""",
+    wrong_answers=[
+        (_save_if(lambda env: env["LOCAL_RANK"] == 0 and True), "global rank 0"),
+        (_save_if(lambda env: env["GROUP_RANK"] == 0), "all workers of node 0"),
+        (_save_if(lambda env: True), "Every rank writes"),
+        (_save_if(lambda env: env["RANK"]), "Rank 0 should write"),
+        (_save_if(lambda env: True, "model_{RANK}.pt"), "expected model.pt alone"),
+    ],
+)
+
+# 3: find the hang
+
+
+def _check_epochs(epochs_trained):
+    # Each rank's losses, and after which epoch all should stop. Mean: 4, 3, 3.5, 1
+    cases = [
+        ([5.0, 4.0, 3.0, 1.0], [3.0, 2.0, 4.0, 1.0], 3),
+        (
+            [4.0, 5.0, 3.0, 2.0],
+            [4.0, 1.0, 4.0, 1.0],
+            3,
+        ),  # 4, 3, 3.5: rank 0 rises first
+        ([3.0, 2.0, 1.0], [3.0, 2.0, 1.0], 3),  # never: all epochs
+        ([2.0, 2.0, 1.0], [4.0, 4.0, 1.0], 2),  # no better is enough to stop
+    ]
+    for losses_0, losses_1, expected in cases:
+
+        def on_each(rank, world_size, losses=(losses_0, losses_1)):
+            return epochs_trained([torch.tensor(loss) for loss in losses[rank]])
+
+        case = f"With rank 0's losses {losses_0} and rank 1's {losses_1}"
+        try:
+            found = [int(epochs) for epochs in run_on_ranks(on_each, timeout_s=3)]
+        except RuntimeError as error:
+            words = "timed out", "timeout", "connection closed", "mismatch"
+            if not any(word in str(error).lower() for word in words):
+                raise
+            raise Wrong(
+                f"{case} it hangs: one rank leaves the loop, and the other waits in "
+                "the next collective. All ranks must decide alike, so they must "
+                "decide by the same number, exchanged by a collective that *every* "
+                "rank calls in each epoch. Section 5."
+            ) from None
+        if found == [expected, expected]:
+            continue
+        if found[0] != found[1]:
+            raise Wrong(
+                f"{case} the ranks train {found[0]} and {found[1]} epochs: they "
+                "still decide by different numbers. Section 5."
+            )
+        raise Wrong(
+            f"{case} both train {found[0]} epochs, and it should be {expected}: the "
+            "first epoch whose *mean* loss is not below the best mean before. The "
+            "decision of one rank for all is not the mean's."
+        )
+
+
+def _epochs_start(losses):
+    """How many epochs are trained, the one after which all ranks stop included."""
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()  # stands for the epoch's collectives
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_solution(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        dist.all_reduce(loss)
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_only_0(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        if dist.get_rank() == 0 and loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_reduce_in_if(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        if dist.get_rank() == 0:
+            dist.all_reduce(loss)
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_of_rank_0(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        dist.broadcast(loss, 0)
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_greater(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        dist.all_reduce(loss)
+        if loss > best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_no_barrier(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+epochs_trained = Exercise(
+    _check_epochs,
+    start=_epochs_start,
+    hints=[
+        "Rank 0's loss rises in epoch 2, rank 1's does not. Where is each one then?",
+        "All must decide by the same number. Which collective gives all the mean?",
+        "dist.all_reduce(loss) before the `if`, on every rank. (The sum decides as the "
+        "mean does; divide if you want to print it.)",
+    ],
+    solution=_epochs_solution,
+    text="""
+def epochs_trained(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        dist.all_reduce(loss)  # the sum, on every rank: now all decide alike
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+""",
+    wrong_answers=[
+        (_epochs_only_0, "should be 3"),
+        (_epochs_reduce_in_if, "it hangs"),
+        (_epochs_of_rank_0, "decision of one rank"),
+        (_epochs_greater, "should be 2"),
+        (_epochs_no_barrier, "decide by different numbers"),
+    ],
+)
+
+# 4: how often to save
+
+
+def _check_interval(best_interval):
+    for save_s, node_mtbf_s, nodes in [(30, 1e6, 1), (30, 1e6, 100), (120, 4e5, 16)]:
+        case = f"best_interval({save_s}, {node_mtbf_s:g}, {nodes})"
+        found = best_interval(save_s, node_mtbf_s, nodes)
+        best = math.sqrt(2 * save_s * node_mtbf_s / nodes)
+        if isinstance(found, int | float) and math.isclose(found, best, rel_tol=0.01):
+            continue
+        if not isinstance(found, int | float) or found <= 0:
+            raise Wrong(f"{case}: expected seconds, more than 0; found {found!r}.")
+        reasons = [
+            (best * math.sqrt(nodes), "that is the best for *one* node. Any node's "
+             "failure stops the job, so it fails `nodes` times as often."),
+            (best * nodes, "more nodes fail more often, not less: the time between "
+             "two failures of the job is node_mtbf_s / nodes."),
+            (best / math.sqrt(2), "a failure loses T / 2 on average, not T: the kill "
+             "comes anywhere between two saves."),
+            (best**2, "the derivative is zero where T *squared* has this value: the "
+             "root is missing."),
+        ]  # fmt: skip
+        for value, reason in reasons:
+            if math.isclose(found, value, rel_tol=0.01):
+                raise Wrong(f"{case} is {found:.6g}: {reason}")
+
+        def lost(interval_s, save_s=save_s, mtbf_s=node_mtbf_s / nodes):
+            return save_s / interval_s + interval_s / 2 / mtbf_s
+
+        raise Wrong(
+            f"{case} is {found:.6g} s, which loses {lost(found):.2%} of the time; "
+            f"another interval loses {lost(best):.2%}."
+        )
+
+
+def _interval_start(save_s, node_mtbf_s, nodes):
+    """Seconds between two saves, for the smallest loss of time."""
+
+
+def _interval_solution(save_s, node_mtbf_s, nodes):
+    return (2 * save_s * node_mtbf_s / nodes) ** 0.5
+
+
+best_interval = Exercise(
+    _check_interval,
+    start=_interval_start,
+    hints=[
+        "The job's time between failures, M, is node_mtbf_s / nodes.",
+        "Sum: save_s / T + T / (2 M). Derivative: -save_s / T**2 + 1 / (2 M).",
+        "It is zero where T**2 = 2 * save_s * M.",
+    ],
+    solution=_interval_solution,
+    text="""
+def best_interval(save_s, node_mtbf_s, nodes):
+    job_mtbf_s = node_mtbf_s / nodes
+    return (2 * save_s * job_mtbf_s) ** 0.5  # Young, 1974
+""",
+    wrong_answers=[
+        (lambda save_s, mtbf_s, nodes: (2 * save_s * mtbf_s) ** 0.5, "`nodes` times"),
+        (lambda save_s, mtbf_s, n: (2 * save_s * mtbf_s * n) ** 0.5, "not less"),
+        (lambda save_s, mtbf_s, n: (save_s * mtbf_s / n) ** 0.5, "not T"),
+        (lambda save_s, mtbf_s, n: 2 * save_s * mtbf_s / n, "root is missing"),
+        (lambda save_s, mtbf_s, n: mtbf_s / n, "of the time"),
+    ],
+)
+
+quiz = define(globals())
