@@ -127,6 +127,18 @@ def _code(thing: Any) -> Any:
     return thing
 
 
+def choice(question: str, *answers: tuple[str, bool, str]) -> dict[str, Any]:
+    """A question as jupyterquiz takes it; `answers`: (answer, whether right, why)."""
+    return {
+        "question": question,
+        "type": "multiple_choice",
+        "answers": [
+            {"answer": answer, "correct": correct, "feedback": feedback}
+            for answer, correct, feedback in answers
+        ],
+    }
+
+
 def define(module: Mapping[str, Any]) -> Callable[[str], None]:
     """Name a module's exercises, and return its `quiz`: `quiz = define(globals())`.
 

@@ -14,46 +14,33 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from exercises import Exercise, Wrong, define
+from exercises import Exercise, Wrong, choice, define
 from helpers.compare import max_difference
 from helpers.ranks import run_on_ranks
 
-
-def _choice(question, *answers):
-    """A question as jupyterquiz takes it; `answers`: (answer, whether right, why)."""
-    return {
-        "question": question,
-        "type": "multiple_choice",
-        "answers": [
-            {"answer": answer, "correct": correct, "feedback": feedback}
-            for answer, correct, feedback in answers
-        ],
-    }
-
-
 QUIZZES = {
     "collectives": [
-        _choice(
+        choice(
             "Rank 0 has x = 1, rank 1 has x = 2. Both call gather(x, xs, dst=0). "
             "Who has the list [1, 2]?",
             ("both ranks", False, "That would be all_gather. gather has one receiver."),
             ("rank 0 only", True, "Yes: dst=0 is the only rank that receives."),
             ("nobody: each keeps its own", False, "Rank 1 sends, and rank 0 receives."),
         ),
-        _choice(
+        choice(
             "Both call broadcast(x, src=1). What is x then?",
             ("1 on both", False, "src=1 is the number of the rank that sends."),
             ("2 on both", True, "Yes: rank 1 sends its x, and rank 0's is replaced."),
             ("3 on both", False, "Nothing is added up: that would be all_reduce."),
             ("2 on rank 0, and 1 on rank 1", False, "It is a copy, not an exchange."),
         ),
-        _choice(
+        choice(
             "Rank 0 has xs = [5, 7] and both call scatter(x, xs, src=0). What is x?",
             ("[5, 7] on both", False, "Every rank receives one element, not the list."),
             ("5 on rank 0, 7 on rank 1", True, "Yes: element r goes to rank r."),
             ("12 on both", False, "Nothing is added up: that would be all_reduce."),
         ),
-        _choice(
+        choice(
             "Only rank 0 calls broadcast(x, src=0). Rank 1 does not. What happens?",
             (
                 "Rank 1's x is replaced all the same",
@@ -74,7 +61,7 @@ QUIZZES = {
         ),
     ],
     "made_different": [
-        _choice(
+        choice(
             "We add 1 to a weight on rank 1 and train on. What becomes of the "
             "difference?",
             (
@@ -104,7 +91,7 @@ QUIZZES = {
         ),
     ],
     "adam": [
-        _choice(
+        choice(
             "You train with Adam, and your loss is a sum under DDP. What changes, "
             "against one process?",
             (

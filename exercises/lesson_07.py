@@ -10,25 +10,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
-from exercises import Exercise, Wrong, define
+from exercises import Exercise, Wrong, choice, define
 from helpers.ranks import run_on_ranks
-
-
-def _choice(question, *answers):
-    """A question as jupyterquiz takes it; `answers`: (answer, whether right, why)."""
-    return {
-        "question": question,
-        "type": "multiple_choice",
-        "answers": [
-            {"answer": answer, "correct": correct, "feedback": feedback}
-            for answer, correct, feedback in answers
-        ],
-    }
-
 
 QUIZZES = {
     "memory": [
-        _choice(
+        choice(
             "A model has 7 billion parameters. What does training it with Adam in "
             "float32 hold, without activations?",
             (
@@ -53,7 +40,7 @@ QUIZZES = {
         ),
     ],
     "fsdp": [
-        _choice(
+        choice(
             "Two ranks train under FSDP. What does each hold between two steps?",
             (
                 "All weights, and half of the optimizer state",
@@ -71,7 +58,7 @@ QUIZZES = {
                 "Yes: all 16 bytes are divided by the number of ranks.",
             ),
         ),
-        _choice(
+        choice(
             "And in the middle of block 2's forward?",
             (
                 "Still only halves: each rank computes with its half",

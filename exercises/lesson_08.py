@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from exercises import Exercise, Wrong, define
+from exercises import Exercise, Wrong, choice, define
 from helpers.ranks import run_on_ranks
 
 
@@ -20,21 +20,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def _choice(question, *answers):
-    """A question as jupyterquiz takes it; `answers`: (answer, whether right, why)."""
-    return {
-        "question": question,
-        "type": "multiple_choice",
-        "answers": [
-            {"answer": answer, "correct": correct, "feedback": feedback}
-            for answer, correct, feedback in answers
-        ],
-    }
-
-
 QUIZZES = {
     "ranks": [
-        _choice(
+        choice(
             "Three nodes with four workers each. Which ranks live on node 1?",
             ("0, 1, 2, 3", False, "Those are node 0's, and node 1's *local* ranks."),
             ("4, 5, 6, 7", True, "Yes: ranks are numbered across all nodes."),
@@ -44,7 +32,7 @@ QUIZZES = {
                 "Ranks are not dealt out in turn: a node's ranks are neighbours.",
             ),
         ),
-        _choice(
+        choice(
             "Two nodes with four GPUs each. Rank 5 wants its GPU. Which index?",
             ("5", False, "There is no GPU 5 on its node: the indices are 0 to 3."),
             ("1", True, "Yes: its local rank. Rank 4 has GPU 0 of node 1."),
@@ -52,7 +40,7 @@ QUIZZES = {
         ),
     ],
     "one_dies": [
-        _choice(
+        choice(
             "What becomes of the other worker?",
             (
                 "It trains on alone, with half the batch",
@@ -71,7 +59,7 @@ QUIZZES = {
                 "Yes: all workers are stopped and started, on all nodes.",
             ),
         ),
-        _choice(
+        choice(
             "Where does training go on?",
             (
                 "At the step of the kill: torchrun keeps the state",

@@ -1,7 +1,6 @@
-"""The course's one small network, and others by their names."""
+"""The course's one small network."""
 
 import torch
-import torchvision
 from torch import nn
 
 
@@ -40,32 +39,3 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.dropout(self.features(x)))
-
-
-def classifier(name: str, num_classes: int, image_size: int) -> nn.Module:
-    """An untrained SmallCNN, or torchvision's model of that name ("resnet18").
-
-    Raises:
-        ValueError: there is none of that name, it can't take square images of
-            `image_size` pixels, or it does not give one logit for each class.
-    """
-
-    def make() -> nn.Module:
-        if name == "SmallCNN":
-            return SmallCNN(num_classes)
-        # The two with extra heads for training: without
-        extra = name in ("googlenet", "inception_v3")
-        options = {"aux_logits": False, "init_weights": False} if extra else {}
-        return torchvision.models.get_model(name, num_classes=num_classes, **options)
-
-    try:
-        with torch.device("meta"):  # tried out on shapes alone
-            logits = make().eval()(torch.empty(2, 3, image_size, image_size))
-        if logits.shape != (2, num_classes):
-            raise ValueError(f"it gives {tuple(logits.shape)}")
-    except Exception as error:  # each model raises its own kind
-        raise ValueError(
-            f"no classifier {name!r} for images of {image_size} pixels: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    return make()

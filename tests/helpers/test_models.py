@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.models import SmallCNN, classifier
+from helpers.models import SmallCNN
 
 # name, shape; the first four are as the course has always printed them
 STATE = """
@@ -88,22 +88,3 @@ def test_every_parameter_gets_a_gradient():
     model(torch.rand(2, 3, 32, 32)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     assert model.layer1[0].weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize(
-    ("name", "size"), [("SmallCNN", 32), ("resnet18", 32), ("googlenet", 64)]
-)
-def test_classifier_by_name_gives_one_logit_a_class_in_training(name, size):
-    logits = classifier(name, 7, size)(torch.rand(2, 3, size, size))
-    assert logits.shape == (2, 7)
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [("resnet", 32), ("vit_b_16", 32), ("inception_v3", 32), ("fcn_resnet50", 64)],
-)
-def test_classifier_refuses_what_would_fail_later(name, size):
-    with pytest.raises(
-        ValueError, match=f"no classifier '{name}' for images of {size}"
-    ):
-        classifier(name, 7, size)
