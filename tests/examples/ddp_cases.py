@@ -65,6 +65,7 @@ def attempt(name, *argv):
             train()
         except SystemExit as end:
             code = end.code
+    dist.barrier()  # the next attempt may look for what rank 0 is saving now
     return out.getvalue(), err.getvalue(), code
 
 
