@@ -8,7 +8,7 @@ envs := .venv .venv-colab .venv-bench
 # one 13 ms with either, and 23 ms without any spin (OMP_WAIT_POLICY=PASSIVE).
 export GOMP_SPINCOUNT ?= 10000
 .DEFAULT_GOAL := help
-.PHONY: help course deeper lab test test-colab test-gpu test-browser bench format address
+.PHONY: help course deeper site lab test test-colab test-gpu test-browser bench format address
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -16,7 +16,7 @@ help: ## this list
 
 # An environment is made, or brought up to date, when its stamp is missing or is older
 # than what it depends on. Its Python is gone when the system's Python was upgraded.
-.venv/.complete: constraints.txt
+.venv/.complete: constraints.txt requirements-site.txt
 .venv-colab/.complete: constraints-colab.txt
 .venv-bench/.complete: constraints.txt requirements-bench.txt
 $(envs:%=%/.complete): %/.complete: requirements.txt requirements-test.txt %/bin/python
@@ -26,16 +26,19 @@ $(envs:%=%/bin/python): ;
 # What the lessons train is small: more threads gain little, and a core that others use
 # holds all of them up (lesson 05: 317 s with four threads on four cores, quiet 50 s).
 course deeper: export OMP_NUM_THREADS ?= 2
-course: .venv/.complete ## run every core lesson, write pages to build/index.html
+course: .venv/.complete ## run every core lesson, make pages in build/site/
 	@$(bin)/python -m tools.course
 
 deeper: .venv/.complete ## the same for the deeper lessons, which are optional
 	@$(bin)/python -m tools.course deeper
 
+site: .venv/.complete ## pages of all lessons as stored, in build/site/
+	@$(bin)/python -m tools.site
+
 # On the PATH: what `!` and the terminal start comes from this environment too.
 lab: .venv/.complete ## open JupyterLab on the lessons (PORT=8888)
 	@PATH="$(CURDIR)/$(bin):$$PATH" $(bin)/python -m jupyterlab --port $(PORT) \
-	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	  --ServerApp.root_dir=. --LabApp.default_url='/lab/tree/README.md?factory=Markdown%20Preview' \
 	  $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # One thread each: the workers share the cores. No test waits for half a gigabyte of

@@ -1,18 +1,16 @@
-"""Execute lessons and make pages of them.
+"""Execute lessons, and make the site of what ran.
 
     python -m tools.course [LESSON ...]     # the core lessons if left out
     python -m tools.course deeper           # or "01_summary", "deeper/01_..."
 
 Each lesson runs in its own folder, in a kernel of this Python environment; its file is
-never changed. build/ gets a page of each, and index.html. A lesson that fails does not
-keep the others from running: its page holds the traceback, its cell and error are named
-at the end, and the exit status is 1.
+never changed. The site's pages show what came of it, and other lessons as stored. A
+lesson that fails does not keep the others from running: its page holds the traceback,
+its cell and error are named at the end, and the exit status is 1.
 """
 
 import argparse
 import asyncio
-import html
-import re
 import signal
 import sys
 import time
@@ -23,13 +21,11 @@ from typing import Any
 import pandas as pd
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from tqdm import tqdm
 
-from tools import NOTEBOOKS, ROOT, lesson_files, lesson_name, read_notebook
+from tools import NOTEBOOKS, lesson_files, lesson_name, read_notebook, site
 
-BUILD = ROOT / "build"
 CELL_TIMEOUT_S = 600
 
 
@@ -84,28 +80,8 @@ def run(notebook: NotebookNode, file: Path, bar: tqdm) -> str:
     return f"cell {cell_id}: {what.strip().splitlines()[-1]}"
 
 
-def write_page(notebook: NotebookNode, lesson: str, build: Path) -> None:
-    """Write the executed notebook's page, and the index of all pages that are there."""
-    page, _ = HTMLExporter().from_notebook_node(
-        notebook, {"metadata": {"name": lesson}}
-    )
-    page = re.sub(r'href="([\w./-]+)\.ipynb"', r'href="\1.html"', page)
-    file = build / f"{lesson}.html"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(page, encoding="utf-8")
-    names = [path.relative_to(build).as_posix() for path in build.rglob("*.html")]
-    links = [
-        f'<li><a href="{html.escape(name)}">{html.escape(name[:-5])}</a>'
-        for name in sorted(names, key=lambda name: (name.count("/"), name))
-        if name != "index.html"
-    ]
-    head = '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>Lessons</title>'
-    text = f"{head}<h1>Lessons</h1><ul>{''.join(links)}</ul></html>\n"
-    (build / "index.html").write_text(text, encoding="utf-8")
-
-
-def run_all(files: Sequence[Path], build: Path) -> pd.DataFrame:
-    """Run every notebook, write its page; a row each: lesson, result, seconds, ..."""
+def run_all(files: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, NotebookNode]]:
+    """Run every notebook: a row each (lesson, result, ...), and the notebooks."""
     notebooks = {file: read_notebook(file) for file in files}
     ends = {
         file: sum(cell.cell_type == "code" for cell in notebook.cells)
@@ -121,11 +97,11 @@ def run_all(files: Sequence[Path], build: Path) -> pd.DataFrame:
             seconds = time.perf_counter() - start
             result = "failed" if failure else "ok"
             rows.append((lesson, result, round(seconds, 1), failure))
-            write_page(notebook, lesson, build)
             tqdm.write(f"{lesson}: {result}, {seconds:.1f} s")
             done += ends[file]
             bar.update(done - bar.n)  # the cells that a failure left out
-    return pd.DataFrame(rows, columns=["lesson", "result", "seconds", "error"])
+    table = pd.DataFrame(rows, columns=["lesson", "result", "seconds", "error"])
+    return table, {lesson_name(file): notebook for file, notebook in notebooks.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,15 +110,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("lessons", nargs="*", metavar="LESSON")
     chosen = parser.parse_args(arguments)
     try:
-        table = run_all(lesson_files(chosen.lessons, NOTEBOOKS), BUILD)
+        table, executed = run_all(lesson_files(chosen.lessons, NOTEBOOKS))
     except KeyboardInterrupt:
-        sys.exit("\nStopped. The pages of the lessons finished so far are in build/.")
+        sys.exit("\nStopped.")
     print(f"\n{table.drop(columns='error').to_string(index=False)}\n")
-    print(f"Pages: {BUILD / 'index.html'}")
+    status = site.build(executed)
+    print(f"Pages: {site.SITE / 'index.html'}")
     failed = table[table.result == "failed"]
     for lesson, error in zip(failed.lesson, failed.error, strict=True):
         print(f"FAILED {lesson}, {error}", file=sys.stderr)
-    return 1 if len(failed) else 0
+    return 1 if len(failed) else status
 
 
 if __name__ == "__main__":

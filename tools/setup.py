@@ -100,8 +100,8 @@ def bring_up_to_date(stamp, files):
     pair = "import torch, torchvision; torchvision.ops.nms"
     if subprocess.call([str(python), "-c", pair]):
         stop(
-            "torch and torchvision do not fit together (see above). README.md, "
-            "'Troubleshooting', says how that happens."
+            "torch and torchvision do not fit together (see above). "
+            "docs/troubleshooting.md says how that happens."
         )
     stamp.write_text(digest)
 

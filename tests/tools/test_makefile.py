@@ -70,6 +70,7 @@ def test_make_test_gpu_runs_the_lessons_on_gpus_and_compares_nothing(say):
 def test_make_course_make_deeper_and_the_rest_hand_on_what_they_are_given(say):
     assert "\npython -m tools.course\n" in say("course")
     assert "\npython -m tools.course deeper\n" in say("deeper")
+    assert "\npython -m tools.site\n" in say("site")
     assert " --port 9999 " in say("lab", "PORT=9999")
     url = "https://github.com/you/your-copy"
     assert f"\npython -m tools.address {url}\n" in say("address", f"URL={url}")

@@ -48,6 +48,7 @@ def course(tmp_path):
     (folder / "Makefile").write_text(makefile, "utf-8")
     (folder / "requirements.txt").write_text("torch\n")
     (folder / "requirements-test.txt").write_text("torchvision\n")
+    (folder / "requirements-site.txt").touch()
     (folder / "constraints.txt").write_text("torch==1\n")
     (tmp_path / "wheels").mkdir()
     write_wheel(tmp_path / "wheels", "torch")
