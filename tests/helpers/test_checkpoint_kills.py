@@ -52,10 +52,12 @@ class Saver:
             if word == "ended":
                 return told
             times += [time.monotonic()] * (word == "saved")
-            if word == "saved" and len(times) == after:
+            # Python drops a KeyboardInterrupt that meets a callback of the garbage
+            # collector's: who sees no effect presses Ctrl-C again
+            if word == "saved" and len(times) in (after, after + 20, after + 40):
                 time.sleep(draw.uniform(0, 1.1 * (times[-1] - times[-2])))
                 os.kill(told[0][1], number)
-            assert len(times) < after + 20, f"the signal was dropped: {told}"
+            assert len(times) < after + 60, f"the signal was dropped: {told}"
         raise AssertionError(f"the saver ended: {told}")
 
 
