@@ -254,7 +254,7 @@ def one_output_loss(logits, labels):
 )
 
 
-# -- train_head: a frozen body that stays as it is -------------------------------------
+# -- freeze_body: a frozen body that stays as it is ------------------------------------
 
 
 class _Net(nn.Module):
@@ -276,16 +276,22 @@ class _Net(nn.Module):
         return self.head(self.body(x))
 
 
-def _check_train_head(train_head):
+def _check_freeze_body(freeze_body):
     torch.manual_seed(0)
     model = _Net()
     images, labels = torch.randn(3, 4, 3, 8, 8), torch.randint(3, (3, 4))
-    loader = list(zip(images, labels, strict=True))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):  # as in training: epoch after epoch
         before = copy.deepcopy(model.state_dict())
         model.modes.clear()
-        train_head(model, loader, optimizer)
+        freeze_body(model)
+        if not all(p.requires_grad for p in model.head.parameters()):
+            raise Wrong("The head is frozen as well: it must train. Section 2.")
+        for x, y in zip(images, labels, strict=True):
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
         after = model.state_dict()
         moved = {k for k in before if not torch.equal(before[k], after[k])}
         own = {f"body.{name}" for name, _ in model.body.named_parameters()}
@@ -297,11 +303,6 @@ def _check_train_head(train_head):
                 "when a batch ran through it: model.train() reaches all submodules, so "
                 "a body.eval() before it is undone. Section 3."
             )
-        if len(model.modes) != len(loader):
-            raise Wrong(
-                f"The loader has {len(loader)} batches, and the model's head ran "
-                f"{len(model.modes)} times."
-            )
         if any(body for body, _ in model.modes):
             raise Wrong(
                 "BatchNorm is in eval mode, but the body's Dropout still drops. Put "
@@ -312,103 +313,71 @@ def _check_train_head(train_head):
                 "The head's Dropout is off: the head is in eval mode while it trains. "
                 "eval() is for the body alone. Section 3."
             )
-        if not {"head.1.weight", "head.1.bias"} <= moved:
-            raise Wrong("The head has not moved: it must train. Section 2.")
 
 
-def _train_head_start(model, loader, optimizer):
-    """Train model.head for one epoch; nothing in model.body may change."""
+def _freeze_body_start(model):
+    """Called before each epoch: the head will train, the body will not change."""
     model.body.requires_grad_(False)
     model.body.eval()
     model.train()
-    for images, labels in loader:
-        loss = nn.functional.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
 
-def _epoch(model, loader, optimizer):
-    for images, labels in loader:
-        loss = nn.functional.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-def _train_head(model, loader, optimizer):
+def _freeze_body(model):
     model.body.requires_grad_(False)
     model.train()
     model.body.eval()
-    _epoch(model, loader, optimizer)
 
 
-def _all_eval(model, loader, optimizer):
+def _all_eval(model):
     model.body.requires_grad_(False)
     model.eval()
-    _epoch(model, loader, optimizer)
 
 
-def _not_frozen(model, loader, optimizer):
+def _not_frozen(model):
     model.train()
     model.body.eval()
-    _epoch(model, loader, optimizer)
 
 
-def _batch_norm_only(model, loader, optimizer):
+def _batch_norm_only(model):
     model.body.requires_grad_(False)
     model.train()
     for module in model.body.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    _epoch(model, loader, optimizer)
 
 
-def _only_no_grad(model, loader, optimizer):
+def _no_eval(model):
+    model.body.requires_grad_(False)
     model.train()
-    for images, labels in loader:
-        with torch.no_grad():
-            features = model.body(images)
-        loss = nn.functional.cross_entropy(model.head(features), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
 
-def _freezes_all(model, loader, optimizer):
+def _freezes_all(model):
     model.requires_grad_(False)
     model.train()
     model.body.eval()
-    for images, _ in loader:
-        model(images)
 
 
-train_head = Exercise(
-    _check_train_head,
-    start=_train_head_start,
+freeze_body = Exercise(
+    _check_freeze_body,
+    start=_freeze_body_start,
     hints=[
-        "In which mode is model.body when the first batch runs through it?",
+        "In which mode is model.body when the function returns?",
         "model.train() sets the mode of every submodule. What if it came first?",
         "Swap two lines: model.train(), then model.body.eval().",
     ],
-    solution=_train_head,
+    solution=_freeze_body,
     text="""
-def train_head(model, loader, optimizer):
+def freeze_body(model):
     model.body.requires_grad_(False)
     model.train()
     model.body.eval()  # after train(), which reaches all submodules
-    for images, labels in loader:
-        loss = nn.functional.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 """,
     wrong_answers=[
         (_all_eval, "head's Dropout is off"),
         (_not_frozen, "The body has trained"),
         (_batch_norm_only, "Dropout still drops"),
-        (_only_no_grad, "running statistics moved"),
-        (_freezes_all, "has not moved"),
+        (_no_eval, "running statistics moved"),
+        (_freezes_all, "head is frozen"),
     ],
 )
 
@@ -824,13 +793,13 @@ def _check_one_run(keep_best, val, best):
             f"Epoch {best} had the lowest validation loss, but the model ends with the "
             "weights of the last epoch. Either they were not loaded, or what was kept "
             "has changed with the model: state_dict() copies no tensor. Core lesson, "
-            "section 6."
+            "section 4."
         )
     if epoch() != best:
         raise Wrong(
             f"The validation losses are {val}, so epoch {best} is the best; the model "
             f"ends with the weights of epoch {epoch()}. A loss is better when it is "
-            "lower. Core lesson, section 6."
+            "lower. Core lesson, section 4."
         )
     if not tested or tested[0] != best:
         raise Wrong(

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
 from exercises import Exercise, Wrong, choice, define
 from helpers.compare import max_difference
@@ -141,12 +141,14 @@ def _on_ranks(function, waiting):
 # 1: find the hang
 
 
-def _check_mean_loss(mean_loss):
+def _check_accuracy(accuracy):
+    counts = [(9, 10), (1, 2)]  # correct, of: 10 of 12 on both ranks together
+
     def on_each(rank, world_size):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            mean = mean_loss(torch.tensor(2.0 + 4 * rank))  # 2 and 6
-        return mean, printed.getvalue()
+            result = accuracy(*counts[rank])
+        return result, printed.getvalue()
 
     results = _on_ranks(
         on_each,
@@ -154,112 +156,128 @@ def _check_mean_loss(mean_loss):
         "Which lines does rank 1 skip? Only the printing may stand under "
         "`if dist.get_rank() == 0`. Section 4, the hang.",
     )
-    means = [float(mean) if mean is not None else None for mean, _ in results]
+    found = [None if value is None else round(float(value), 3) for value, _ in results]
     printed = [bool(text.strip()) for _, text in results]
-    if means == [8, 8]:
+    case = "Rank 0 has 9 correct of 10, rank 1 has 1 of 2. "
+    if found == [0.7, 0.7]:
         raise Wrong(
-            "With losses 2 and 6 you return 8, the sum: all_reduce adds up, and the "
-            "division by the world size is missing. Section 3."
+            f"{case}You return 0.7, the mean of 0.9 and 0.5, as if both ranks had as "
+            "many samples. Add up the counts, and divide once: 10 of 12. Section 5."
         )
-    if means == [2, 6]:
+    if found == [0.9, 0.5]:
         raise Wrong(
-            "Each rank returns its own loss (2 and 6): nothing was exchanged. All "
-            "ranks should return the mean, 4. Section 3."
+            f"{case}Each rank returns its own accuracy: nothing was exchanged. All "
+            "ranks should return 10 / 12. Section 3."
         )
-    if means[0] == 4 != means[1]:
+    if found == [0.417, 0.417]:
         raise Wrong(
-            f"Rank 0 returns the mean, 4, and rank 1 returns {means[1]}. Every rank "
-            "needs it: reduce has one receiver, all_reduce has none. Section 3."
+            f"{case}You return 5 / 12. The sums are right, and their quotient is the "
+            "accuracy: the world size has no place here. Section 5."
         )
-    if means != [4, 4]:
-        raise Wrong(f"With losses 2 and 6, expected 4 on both ranks, found {means}.")
+    if found[0] == 0.833 != found[1]:
+        raise Wrong(
+            f"Rank 0 returns 10 / 12, and rank 1 returns {found[1]}. Every rank needs "
+            "it: reduce has one receiver, all_reduce has none. Section 3."
+        )
+    if found != [0.833, 0.833]:
+        raise Wrong(f"{case}Expected 0.833 on both ranks, found {found}. Section 5.")
     if printed != [True, False]:
         who = [rank for rank in (0, 1) if printed[rank]]
         raise Wrong(f"Rank 0 alone should print, once; here these print: {who}.")
 
 
-def _mean_loss_start(loss):
-    """The mean of all ranks' losses, tensors (), on every rank; rank 0 prints it."""
+def _accuracy_start(num_correct, num_samples):
+    """Of all ranks' samples together, a float on every rank; rank 0 prints it."""
+    mean = torch.tensor(num_correct / num_samples)
     if dist.get_rank() == 0:
-        dist.all_reduce(loss)
-        loss = loss / dist.get_world_size()
-        print(f"loss {loss.item():.3f}")
-    return loss
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+        print(f"accuracy {mean.item():.3f}")
+    return mean.item()
 
 
-def _mean_loss_solution(loss):
-    dist.all_reduce(loss)
-    loss = loss / dist.get_world_size()
+def _accuracy_solution(num_correct, num_samples):
+    counts = torch.tensor([num_correct, num_samples])
+    dist.all_reduce(counts)
+    result = (counts[0] / counts[1]).item()
     if dist.get_rank() == 0:
-        print(f"loss {loss.item():.3f}")
-    return loss
+        print(f"accuracy {result:.3f}")
+    return result
 
 
-def _mean_loss_reduce_waits(loss):
+def _accuracy_mean_of_ratios(num_correct, num_samples):
+    mean = torch.tensor(num_correct / num_samples)
+    dist.all_reduce(mean)
+    mean /= dist.get_world_size()
     if dist.get_rank() == 0:
-        dist.reduce(loss, 0)
-        print(loss / dist.get_world_size())
-    return loss
+        print(f"accuracy {mean.item():.3f}")
+    return mean.item()
 
 
-def _mean_loss_to_rank_0(loss):
-    dist.reduce(loss, 0)
-    loss = loss / dist.get_world_size()
+def _accuracy_counts_wait(num_correct, num_samples):
+    counts = torch.tensor([num_correct, num_samples])
     if dist.get_rank() == 0:
-        print(loss)
-    return loss
+        dist.all_reduce(counts)
+        print(counts[0] / counts[1])
+    return (counts[0] / counts[1]).item()
 
 
-def _mean_loss_sum(loss):
-    dist.all_reduce(loss)
+def _accuracy_to_rank_0(num_correct, num_samples):
+    counts = torch.tensor([num_correct, num_samples])
+    dist.reduce(counts, 0)
     if dist.get_rank() == 0:
-        print(loss / dist.get_world_size())
-    return loss
+        print(counts[0] / counts[1])
+        return (counts[0] / counts[1]).item()
 
 
-def _mean_loss_divided_on_0(loss):
-    dist.all_reduce(loss)
+def _accuracy_own(num_correct, num_samples):
     if dist.get_rank() == 0:
-        loss = loss / dist.get_world_size()
-        print(loss)
-    return loss
+        print(num_correct / num_samples)
+    return num_correct / num_samples
 
 
-def _mean_loss_silent_exchange(loss):
+def _accuracy_divided_twice(num_correct, num_samples):
+    counts = torch.tensor([num_correct, num_samples])
+    dist.all_reduce(counts)
+    result = (counts[0] / counts[1]).item() / dist.get_world_size()
     if dist.get_rank() == 0:
-        print(loss)
-    return loss
+        print(result)
+    return result
 
 
-def _mean_loss_all_print(loss):
-    dist.all_reduce(loss)
-    print(loss / dist.get_world_size())
-    return loss / dist.get_world_size()
+def _accuracy_all_print(num_correct, num_samples):
+    counts = torch.tensor([num_correct, num_samples])
+    dist.all_reduce(counts)
+    print(counts[0] / counts[1])
+    return (counts[0] / counts[1]).item()
 
 
-mean_loss = Exercise(
-    _check_mean_loss,
-    start=_mean_loss_start,
+accuracy = Exercise(
+    _check_accuracy,
+    start=_accuracy_start,
     hints=[
         "Go through the function as rank 1. Which collective does it call?",
-        "all_reduce and the division belong before the `if`; printing stays inside.",
+        "all_reduce belongs before the `if`; printing stays inside. And what, instead "
+        "of a quotient, can be added up?",
+        "counts = torch.tensor([num_correct, num_samples]), then one all_reduce.",
     ],
-    solution=_mean_loss_solution,
+    solution=_accuracy_solution,
     text="""
-def mean_loss(loss):
-    dist.all_reduce(loss)  # on every rank
-    loss = loss / dist.get_world_size()
+def accuracy(num_correct, num_samples):
+    counts = torch.tensor([num_correct, num_samples])
+    dist.all_reduce(counts)  # on every rank
+    result = (counts[0] / counts[1]).item()
     if dist.get_rank() == 0:
-        print(f"loss {loss.item():.3f}")
-    return loss
+        print(f"accuracy {result:.3f}")
+    return result
 """,
     wrong_answers=[
-        (_mean_loss_reduce_waits, "not every rank calls it"),
-        (_mean_loss_to_rank_0, "reduce has one receiver"),
-        (_mean_loss_sum, "the division by the world size is missing"),
-        (_mean_loss_divided_on_0, "Every rank needs it"),
-        (_mean_loss_silent_exchange, "nothing was exchanged"),
-        (_mean_loss_all_print, "Rank 0 alone should print"),
+        (_accuracy_counts_wait, "not every rank calls it"),
+        (_accuracy_mean_of_ratios, "the mean of 0.9 and 0.5"),
+        (_accuracy_to_rank_0, "reduce has one receiver"),
+        (_accuracy_own, "nothing was exchanged"),
+        (_accuracy_divided_twice, "the world size has no place here"),
+        (_accuracy_all_print, "Rank 0 alone should print"),
     ],
 )
 
@@ -405,8 +423,13 @@ class _Recorded(Dataset):
         return self.inputs[index], self.labels[index]
 
 
-def _check_train(train, n=24, batch_size=8, num_epochs=2, lr=0.5):
+def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
+    compile(program, "one.py", "exec")  # a SyntaxError comes before any rank runs
+
     def on_each(rank, world_size):
+        names = {"__name__": "one"}  # not "__main__": `train` alone is called
+        exec(compile(program, "one.py", "exec"), names)
+        train = names["train"]
         dataset = _Recorded(n)
         # Another seed on each rank: DDP has to make the weights equal
         state = train(_net(rank), dataset, num_epochs, batch_size, lr)
@@ -478,75 +501,113 @@ def _check_train(train, n=24, batch_size=8, num_epochs=2, lr=0.5):
         )
 
 
-def _train_start(model, dataset, num_epochs, batch_size, lr):
-    """Train, and return the model's state_dict. batch_size: of all ranks together."""
+ONE = """\
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from helpers import data, models, training
+
+
+def train(model, dataset, num_epochs, batch_size, lr):
     loader = DataLoader(dataset, batch_size, shuffle=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    for _ in range(num_epochs):
-        for inputs, labels in loader:
-            optimizer.zero_grad()
-            cross_entropy(model(inputs), labels).backward()
-            optimizer.step()
+    for epoch in range(num_epochs):
+        loss, _ = training.train_one_epoch(model, loader, cross_entropy, optimizer)
+        print(f"epoch {epoch}: loss {loss:.3f}")
     return model.state_dict()
 
 
-def _train_with(
-    wrap=True, sampler=True, divide=True, set_epoch=True, plain=True, through=True
-):
-    """The converted function, with one step or another left out."""
-
-    def train(model, dataset, num_epochs, batch_size, lr):
-        world_size = dist.get_world_size() if divide else 1
-        if wrap:
-            model = DistributedDataParallel(model)
-        share = DistributedSampler(dataset) if sampler else None
-        loader = DataLoader(dataset, batch_size // world_size, sampler=share)
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-        called = model if through else model.module
-        for epoch in range(num_epochs):
-            if sampler and set_epoch:
-                share.set_epoch(epoch)
-            for inputs, labels in loader:
-                optimizer.zero_grad()
-                cross_entropy(called(inputs), labels).backward()
-                optimizer.step()
-        return (model.module if wrap and plain else model).state_dict()
-
-    return train
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    model = models.SmallCNN()
+    state = train(model, data.load_digits("train"), 4, 100, lr=0.01)
+    torch.save(state, "one.pt")
+"""
+MANY = """\
+import gc
+import torch
+import torch.distributed as dist
+import torch.distributed.nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+from helpers import data, models, training
 
 
-train = Exercise(
-    _check_train,
-    start=_train_start,
-    hints=[
-        "Four changes: the model's wrapper, the sampler, the batch size, the epoch.",
-        "DistributedSampler(dataset) goes to the DataLoader as sampler=...; shuffle "
-        "goes away, and so do dist.get_world_size() - 1 parts of each batch.",
-        "model = DistributedDataParallel(model); sampler.set_epoch(epoch) first in "
-        "each epoch; return model.module.state_dict().",
-    ],
-    solution=_train_with(),
-    text="""
 def train(model, dataset, num_epochs, batch_size, lr):
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     model = DistributedDataParallel(model)
+    torch.manual_seed(1 + rank)
     sampler = DistributedSampler(dataset)
-    loader = DataLoader(dataset, batch_size // dist.get_world_size(), sampler=sampler)
+    loader = DataLoader(dataset, batch_size // world_size, sampler=sampler)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     for epoch in range(num_epochs):
         sampler.set_epoch(epoch)
-        for inputs, labels in loader:
-            optimizer.zero_grad()
-            cross_entropy(model(inputs), labels).backward()
-            optimizer.step()
+        loss, _ = training.train_one_epoch(model, loader, cross_entropy, optimizer)
+        total = torch.tensor(loss)
+        dist.all_reduce(total)
+        if rank == 0:
+            print(f"epoch {epoch}: loss {total.item() / world_size:.3f}")
     return model.module.state_dict()
-""",
+
+
+if __name__ == "__main__":
+    dist.init_process_group()
+    gpus = torch.cuda.device_count() >= dist.get_world_size()
+    device = torch.device("cuda", dist.get_node_local_rank()) if gpus else "cpu"
+    torch.manual_seed(0)
+    model = models.SmallCNN().to(device)
+    state = train(model, data.load_digits("train"), 4, 100, lr=0.01)
+    if dist.get_rank() == 0:
+        torch.save(state, "many.pt")
+    gc.collect()
+    dist.destroy_process_group()
+"""
+
+
+def _many_without(*pairs):
+    """The converted program with texts replaced: (what stands there, instead)."""
+    program = MANY
+    for old, new in pairs:
+        assert old in program, old
+        program = program.replace(old, new)
+    return program
+
+
+many = Exercise(
+    _check_many,
+    start=ONE,
+    hints=[
+        "Four changes: the model's wrapper, the sampler, the batch size, the epoch.",
+        "DistributedSampler(dataset) goes to the DataLoader as sampler=..., instead of "
+        "shuffle=True. Each rank's batch is batch_size // dist.get_world_size().",
+        "model = DistributedDataParallel(model); sampler.set_epoch(epoch) first in "
+        "each epoch; return model.module.state_dict().",
+    ],
+    solution=MANY,
+    text=MANY,
     wrong_answers=[
-        (_train_with(wrap=False), "their gradients were not averaged"),
-        (_train_with(through=False), "not model.module"),
-        (_train_with(sampler=False), "each rank goes through *all* data"),
-        (_train_with(divide=False), "batch_size is the global one"),
-        (_train_with(set_epoch=False), "call sampler.set_epoch(epoch)"),
-        (_train_with(plain=False), "begin with `module.`"),
+        (
+            _many_without(
+                ("    model = DistributedDataParallel(model)\n", ""),
+                ("model.module.", "model."),
+            ),
+            "their gradients were not averaged",
+        ),
+        (
+            _many_without(("train_one_epoch(model,", "train_one_epoch(model.module,")),
+            "not model.module",
+        ),
+        (
+            _many_without(("sampler=sampler", "shuffle=True")),
+            "each rank goes through *all* data",
+        ),
+        (_many_without((" // world_size", "")), "batch_size is the global one"),
+        (
+            _many_without(("        sampler.set_epoch(epoch)\n", "")),
+            "call sampler.set_epoch(epoch)",
+        ),
+        (_many_without(("model.module.", "model.")), "begin with `module.`"),
     ],
 )
 

@@ -420,8 +420,10 @@ def _check_shard(shard):
 
 
 def _shard_start(model, mesh):
-    """Shard the model; return an Adam optimizer for it, with lr=0.01."""
-    return torch.optim.Adam(model.parameters(), lr=0.01)
+    """Shard the model on the mesh; return an Adam optimizer for it, with lr=0.01."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    fully_shard(model, mesh=mesh)
+    return optimizer
 
 
 def _shard_solution(model, mesh):
