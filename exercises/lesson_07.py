@@ -1,5 +1,8 @@
 """Lesson 07: model parallel. Two of the checkers run the answers on two ranks."""
 
+import contextlib
+import copy
+import itertools
 import math
 
 import torch
@@ -7,8 +10,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
-from torch.nn.functional import cross_entropy
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.nn.functional import cross_entropy, silu
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils.data import DistributedSampler
 
 from exercises import Exercise, Wrong, choice, define
 from helpers.ranks import run_on_ranks
@@ -686,5 +697,315 @@ def pair(x, first, second):
     ],
 )
 
+
+# The deeper lesson: tensor parallel, meshes of two dimensions
+
+
+QUIZZES["rows_first"] = [
+    choice(
+        "Cut A by rows and B by columns instead. What has to be exchanged in forward?",
+        (
+            "The same: one all_reduce of y",
+            False,
+            "Each rank has only a part of every hidden number's sum, and the ReLU of "
+            "a part is not a part of the ReLU.",
+        ),
+        (
+            "Nothing: columns of B give whole outputs",
+            False,
+            "They do, if the rank has all hidden numbers. With rows of A it has only "
+            "parts of their sums.",
+        ),
+        (
+            "An all_reduce of x @ A, and an all_gather of y's columns",
+            True,
+            "Yes: the sums have to be whole before the ReLU, and each rank ends with "
+            "its own columns of y.",
+        ),
+    ),
+]
+
+
+# deeper, 1: a plan for a gated block
+
+
+class _Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up = nn.Linear(6, 8), nn.Linear(6, 8)
+        self.down = nn.Linear(8, 6)
+
+    def forward(self, x):
+        return self.down(silu(self.gate(x)) * self.up(x))
+
+
+def _check_gated_plan(gated_plan):
+    def on_each(rank, world_size):
+        torch.manual_seed(0)
+        plain = _Gated().double()
+        model = copy.deepcopy(plain)
+        x = torch.randn(4, 6).double()
+        mesh = init_device_mesh("cpu", (world_size,))
+        plan = gated_plan()
+        if not isinstance(plan, dict):
+            return {"kind": type(plan).__name__}
+        if unknown := set(plan) - {"gate", "up", "down"}:
+            return {"unknown": sorted(unknown)}
+        if missing := {"gate", "up", "down"} - set(plan):
+            return {"missing": sorted(missing)}
+        if any(isinstance(style, type) for style in plan.values()):
+            return {"classes": True}
+        model = parallelize_module(model, mesh, plan)
+        sizes = {name: p.to_local().numel() for name, p in model.named_parameters()}
+        found = {"whole": [n for n in plan if sizes[f"{n}.weight"] == 48]}
+        mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        try:
+            with CommDebugMode() as comm:
+                out = model(mine)
+            counts = {
+                str(op).rpartition(".")[2]: n
+                for op, n in comm.get_comm_counts().items()
+            }
+            out.sum().backward()
+        except (RuntimeError, ValueError) as error:
+            if "Timed out" in str(error):
+                raise
+            return found | {"error": str(error).strip().splitlines()[0]}
+        expected = plain(theirs)
+        expected.sum().backward()
+        same = isinstance(out, torch.Tensor) and out.shape == expected.shape
+        found["counts"] = counts
+        found["equal"] = same and torch.allclose(out, expected, atol=1e-9)
+        found["gradient"] = torch.allclose(mine.grad, theirs.grad, atol=1e-9)
+        return found
+
+    found = _on_ranks(on_each)[0]
+    if "kind" in found:
+        raise Wrong(f"Return a dictionary, name -> style; found a {found['kind']}.")
+    if "unknown" in found:
+        raise Wrong(
+            f"The block has no {found['unknown']}: its Linears are gate, up and down."
+        )
+    if "missing" in found:
+        raise Wrong(
+            f"{found['missing']} is not in the plan, so every rank computes it whole. "
+            "gate's output and up's output are multiplied number by number: both need "
+            "the same cut, and down needs the one that fits. Section 2."
+        )
+    if "classes" in found:
+        raise Wrong("Give instances, ColwiseParallel(), and not the class itself.")
+    if "error" in found:
+        raise Wrong(
+            f"The block fails: {found['error']!r}. Its halves do not fit together. "
+            "What does each style take in, and what does it put out? Section 2."
+        )
+    if not found["equal"] or not found["gradient"]:
+        raise Wrong(
+            "It runs, but the result or the gradient is not that of the whole block. "
+            "Leave input_layouts and output_layouts as they are."
+        )
+    total = sum(found["counts"].values())
+    if total != 1:
+        raise Wrong(
+            f"Right, but forward makes {total} exchanges, {found['counts']}, where one "
+            "is enough. Which cut lets silu and the product work on a rank's own "
+            "hidden numbers? Sections 1 and 2."
+        )
+
+
+def _gated_plan_start():
+    """The plan: name of the Linear -> style."""
+
+
+def _gated_plan_solution():
+    return {
+        "gate": ColwiseParallel(),
+        "up": ColwiseParallel(),
+        "down": RowwiseParallel(),
+    }
+
+
+def _gated_gathered():
+    return {
+        name: ColwiseParallel(output_layouts=Replicate())
+        for name in ("gate", "up", "down")
+    }
+
+
+def _gated_rows_first():
+    whole = {"input_layouts": Replicate(), "output_layouts": Replicate()}
+    return {
+        "gate": RowwiseParallel(**whole),
+        "up": RowwiseParallel(**whole),
+        "down": ColwiseParallel(output_layouts=Replicate()),
+    }
+
+
+gated_plan = Exercise(
+    _check_gated_plan,
+    start=_gated_plan_start,
+    hints=[
+        "silu and the product work number by number. Which cut gives a rank whole "
+        "hidden numbers, only fewer of them?",
+        "gate and up play the part of A, both; down plays the part of B.",
+        "ColwiseParallel() for gate and up.",
+    ],
+    solution=_gated_plan_solution,
+    text="""
+def gated_plan():
+    return {
+        "gate": ColwiseParallel(),
+        "up": ColwiseParallel(),
+        "down": RowwiseParallel(),
+    }
+""",
+    wrong_answers=[
+        (
+            lambda: {"gate": ColwiseParallel(), "down": RowwiseParallel()},
+            "is not in the plan",
+        ),
+        (
+            lambda: dict.fromkeys(("gate", "up", "down"), ColwiseParallel()),
+            "halves do not fit together",
+        ),
+        (
+            lambda: {
+                "gate": ColwiseParallel(),
+                "up": RowwiseParallel(),
+                "down": RowwiseParallel(),
+            },
+            "halves do not fit together",
+        ),
+        (_gated_gathered, "where one is enough"),
+        (_gated_rows_first, "where one is enough"),
+        (
+            lambda: {
+                "gate": ColwiseParallel,
+                "up": ColwiseParallel,
+                "down": RowwiseParallel,
+            },
+            "and not the class itself",
+        ),
+        (lambda: {"0": ColwiseParallel(), "2": RowwiseParallel()}, "has no"),
+        (lambda: [ColwiseParallel(), RowwiseParallel()], "Return a dictionary"),
+    ],
+)
+
+
+# deeper, 2: whose images on a mesh of two dimensions
+
+
+def _check_sampler_for(sampler_for):
+    dataset = list(range(12))
+    for shape in ((2, 2), (3, 2), (2, 3)):
+        images, places = [], []
+        for rank in range(math.prod(shape)):
+            with _alone_as(rank, math.prod(shape)):
+                mesh = init_device_mesh("cpu", shape, mesh_dim_names=("dp", "tp"))
+                sampler = sampler_for(dataset, mesh)
+                places.append(mesh["dp"].get_local_rank())
+            if not isinstance(sampler, DistributedSampler):
+                raise Wrong(
+                    "Return a DistributedSampler; found "
+                    f"{type(sampler).__name__}. Section 4."
+                )
+            images.append(list(sampler))
+        for a, b in itertools.combinations(range(len(places)), 2):
+            same_place, same_images = places[a] == places[b], images[a] == images[b]
+            shown = (
+                f"On a mesh of {shape}, rank {a} gets images {images[a]} and rank {b} "
+                f"gets {images[b]}. "
+            )
+            if same_place and not same_images:
+                raise Wrong(
+                    f"{shown}They are in one tp group: each has half of the weights, "
+                    "so both halves have to see the *same* images. Section 4."
+                )
+            if not same_place and set(images[a]) & set(images[b]):
+                raise Wrong(
+                    f"{shown}They are at different places in dp, so no image should "
+                    "come twice. Section 4."
+                )
+        if missing := set(dataset) - set().union(*images):
+            raise Wrong(
+                f"On a mesh of {shape}, nobody gets the images {sorted(missing)}. Into "
+                "how many shares is the data set to be cut? Section 4."
+            )
+
+
+@contextlib.contextmanager
+def _alone_as(rank, world_size):
+    """This process as one of `world_size`, where nobody waits for anyone.
+
+    PyTorch's "fake" backend: groups and meshes are real, and nothing is sent.
+    """
+    if dist.is_initialized():
+        raise RuntimeError("Call dist.destroy_process_group() in this notebook first.")
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _sampler_start(dataset, mesh):
+    """This rank's sampler on a mesh with dimensions "dp" and "tp"."""
+    return DistributedSampler(dataset, shuffle=False)
+
+
+def _sampler_solution(dataset, mesh):
+    dp = mesh["dp"]
+    place = {"num_replicas": dp.size(), "rank": dp.get_local_rank()}
+    return DistributedSampler(dataset, shuffle=False, **place)
+
+
+def _sampler_tp(dataset, mesh):
+    tp = mesh["tp"]
+    return DistributedSampler(dataset, tp.size(), tp.get_local_rank(), shuffle=False)
+
+
+def _sampler_modulo(dataset, mesh):
+    n = mesh["dp"].size()
+    return DistributedSampler(dataset, n, dist.get_rank() % n, shuffle=False)
+
+
+def _sampler_halved(dataset, mesh):
+    return DistributedSampler(
+        dataset, dist.get_world_size(), mesh["dp"].get_local_rank(), shuffle=False
+    )
+
+
+def _sampler_one_for_all(dataset, mesh):
+    return DistributedSampler(dataset, mesh["dp"].size(), 0, shuffle=False)
+
+
+sampler_for = Exercise(
+    _check_sampler_for,
+    start=_sampler_start,
+    hints=[
+        "Left to itself, DistributedSampler asks for the rank among *all* ranks.",
+        "Two ranks of one tp group are one model. How many models are there, and "
+        "which is this?",
+        'num_replicas=mesh["dp"].size(), and rank=mesh["dp"].get_local_rank().',
+    ],
+    solution=_sampler_solution,
+    text="""
+def sampler_for(dataset, mesh):
+    dp = mesh["dp"]
+    place = {"num_replicas": dp.size(), "rank": dp.get_local_rank()}
+    return DistributedSampler(dataset, shuffle=False, **place)
+""",
+    wrong_answers=[
+        (
+            lambda dataset, mesh: DistributedSampler(dataset),
+            "both halves have to see the *same* images",
+        ),
+        (_sampler_tp, "both halves have to see the *same* images"),
+        (_sampler_modulo, "both halves have to see the *same* images"),
+        (_sampler_halved, "nobody gets the images"),
+        (_sampler_one_for_all, "no image should come twice"),
+        (lambda dataset, mesh: list(dataset), "Return a DistributedSampler"),
+    ],
+)
 
 quiz = define(globals())
