@@ -3,6 +3,8 @@
 import copy
 import math
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -670,6 +672,209 @@ class EarlyStopping:
         (_BestBelowOne, "above 1"),
         (_FirstIsBest, "no best"),
         (_AlwaysThree, "patience that was given"),
+    ],
+)
+
+
+# --- deeper -------------------------------------------------------------------------
+
+
+def _check_background_saver(saver_class):
+    written, active = {}, []
+
+    def write(state, file):
+        active.append(file)
+        together = len(active)
+        time.sleep(0.1)
+        written[file] = copy.deepcopy(state), together
+        active.remove(file)
+
+    saver = saver_class(write)
+    state = {"weight": torch.zeros(3), "optimizer": {"step": torch.zeros(1)}}
+    saver.save(state, "1.pt")
+    if written:
+        raise Wrong(
+            "save(...) came back only when its own file was written: the loop stalls "
+            "as before. Wait for the previous write, not for this one. Section 5."
+        )
+    state["weight"].fill_(1)
+    state["optimizer"]["step"].fill_(1)
+    saver.save(state, "2.pt")
+    saver.wait()
+    if {*written} != {"1.pt", "2.pt"}:
+        raise Wrong(
+            f"After two saves and wait(), written are {sorted(written)}, expected were "
+            "1.pt and 2.pt. wait() has to wait until all is written. Section 5."
+        )
+    if max(together for _, together in written.values()) > 1:
+        raise Wrong(
+            "Two writes ran at once. If the older one finishes last, the newest file "
+            "is old, and each holds a copy in memory. Wait for the previous write "
+            "before you start the next. Section 5."
+        )
+    for number, file in enumerate(("1.pt", "2.pt")):
+        (saved, _), words = written[file], "The loop went on after save(...), and "
+        if (saved["weight"] != number).any():
+            raise Wrong(
+                f"{words}{file} holds {saved['weight'].tolist()}, expected was "
+                f"{[float(number)] * 3}: the weights changed in place while they were "
+                "written. Copy the tensors, not only the dict. Section 5."
+            )
+        if (saved["optimizer"]["step"] != number).any():
+            raise Wrong(
+                f"{words}the optimizer's state changed with it: a state has dicts "
+                "within dicts. Copy deeply. Section 5."
+            )
+    _check_errors_come_out(saver_class)
+
+
+class _DiskFull(OSError):
+    pass
+
+
+def _check_errors_come_out(saver_class):
+    def write(state, file):
+        if file == "bad.pt":
+            raise _DiskFull("No space left on device")
+        written.append(file)
+
+    for then_save in (False, True):
+        written, saver = [], saver_class(write)
+        try:
+            saver.save({}, "bad.pt")
+            if then_save:
+                saver.save({}, "good.pt")
+            saver.wait()
+        except _DiskFull:
+            continue
+        calls = "the next save(...)" if then_save else "wait()"
+        raise Wrong(
+            f"The disk was full, and {calls} said nothing: you would train on without "
+            "a checkpoint. future.result() waits and raises; exception() only returns "
+            "the error. Section 5."
+        )
+
+
+class _StartSaver:
+    def __init__(self, write):
+        self.write, self.pool, self.last = write, ThreadPoolExecutor(), None
+
+    def save(self, state, file):
+        self.last = self.pool.submit(self.write, state, file)
+
+    def wait(self):
+        if self.last is not None:
+            self.last.exception()  # waits until it is done
+
+
+class _Saver(_StartSaver):
+    def save(self, state, file):
+        self.wait()
+        self.last = self.pool.submit(self.write, copy.deepcopy(state), file)
+
+    def wait(self):
+        if self.last is not None:
+            self.last.result()
+
+
+class _NoCopy(_Saver):
+    def save(self, state, file):
+        self.wait()
+        self.last = self.pool.submit(self.write, state, file)
+
+
+class _CopyOfDict(_NoCopy):
+    def save(self, state, file):
+        super().save(dict(state), file)
+
+
+class _CopyOfTensors(_NoCopy):
+    def save(self, state, file):
+        copied = {k: v.clone() if torch.is_tensor(v) else v for k, v in state.items()}
+        super().save(copied, file)
+
+
+class _CopyInThread(_Saver):
+    def save(self, state, file):
+        def work():
+            time.sleep(0.01)  # a thread starts when it likes
+            self.write(copy.deepcopy(state), file)
+
+        self.wait()
+        self.last = self.pool.submit(work)
+
+
+class _NotInTurn(_Saver):
+    def __init__(self, write):
+        super().__init__(write)
+        self.all = []
+
+    def save(self, state, file):
+        self.last = self.pool.submit(self.write, copy.deepcopy(state), file)
+        self.all.append(self.last)
+
+    def wait(self):
+        for future in self.all:
+            future.result()
+
+
+class _Synchronous(_Saver):
+    def save(self, state, file):
+        super().save(state, file)
+        self.wait()
+
+
+class _Swallows(_Saver):
+    def wait(self):
+        if self.last is not None:
+            self.last.exception()
+
+
+class _NeverWaits(_Saver):
+    def wait(self):
+        pass
+
+
+class _OnlyLastError(_Saver):
+    def save(self, state, file):
+        if self.last is not None:
+            self.last.exception()
+        self.last = self.pool.submit(self.write, copy.deepcopy(state), file)
+
+
+background_saver = Exercise(
+    _check_background_saver,
+    start=_StartSaver,
+    hints=[
+        "Which object does the thread write, and who changes it meanwhile?",
+        "copy.deepcopy(state) must run before submit, in the loop's own thread.",
+        "future.result() waits like exception(), and raises what the write raised.",
+        "save: self.wait(), then submit a deep copy. wait: self.last.result().",
+    ],
+    solution=_Saver,
+    text="""
+class BackgroundSaver:
+    def __init__(self, write):
+        self.write, self.pool, self.last = write, ThreadPoolExecutor(), None
+
+    def save(self, state, file):
+        self.wait()
+        self.last = self.pool.submit(self.write, copy.deepcopy(state), file)
+
+    def wait(self):
+        if self.last is not None:
+            self.last.result()
+""",
+    wrong_answers=[
+        (_NoCopy, "changed in place"),
+        (_CopyOfDict, "not only the dict"),
+        (_CopyOfTensors, "Copy deeply"),
+        (_CopyInThread, "changed in place"),
+        (_NotInTurn, "at once"),
+        (_Synchronous, "came back only when"),
+        (_Swallows, "said nothing"),
+        (_NeverWaits, "has to wait until"),
+        (_OnlyLastError, "next save(...) said nothing"),
     ],
 )
 
