@@ -74,32 +74,6 @@ QUIZZES = {
             ],
         }
     ],
-    "once": [
-        {
-            "question": "The body is frozen and in eval mode. Its features of each "
-            "picture are computed once and kept. When does that give another result "
-            "than running the body in every epoch?",
-            "type": "multiple_choice",
-            "answers": [
-                _choice(
-                    "when the head has several layers",
-                    False,
-                    "The head comes after the features. It may be anything.",
-                ),
-                _choice(
-                    "when the pictures are augmented at random",
-                    True,
-                    "Yes: the body would see another picture in every epoch.",
-                ),
-                _choice(
-                    "when the pictures are shuffled in every epoch",
-                    False,
-                    "In eval mode the features of a picture do not depend on the "
-                    "others of its batch: shuffle the features with their labels.",
-                ),
-            ],
-        }
-    ],
 }
 
 
