@@ -3,10 +3,6 @@
 import json
 from collections import Counter
 
-import pytest
-
-pytest.importorskip("efficientnet_lite_pytorch")
-
 from benchmarks import labels
 from tools import read_notebook
 
