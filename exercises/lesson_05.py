@@ -74,58 +74,6 @@ QUIZZES = {
             ],
         }
     ],
-    "once": [
-        {
-            "question": "The body is frozen and in eval mode. Its features of each "
-            "picture are computed once and kept. When does that give another result "
-            "than running the body in every epoch?",
-            "type": "multiple_choice",
-            "answers": [
-                _choice(
-                    "when the head has several layers",
-                    False,
-                    "The head comes after the features. It may be anything.",
-                ),
-                _choice(
-                    "when the pictures are augmented at random",
-                    True,
-                    "Yes: the body would see another picture in every epoch.",
-                ),
-                _choice(
-                    "when the pictures are shuffled in every epoch",
-                    False,
-                    "In eval mode the features of a picture do not depend on the "
-                    "others of its batch: shuffle the features with their labels.",
-                ),
-            ],
-        }
-    ],
-    "no_label": [
-        {
-            "question": "ImageNet has 398 classes of animals and 46 of food and what "
-            "it is served in. Take the larger of the two sums of probabilities as "
-            "the answer. What accuracy do you expect without any label of ours?",
-            "type": "multiple_choice",
-            "answers": [
-                _choice(
-                    "0.5, as it has never seen this task",
-                    False,
-                    "It has seen animals and food, in photographs. That is worth "
-                    "something on drawings as well.",
-                ),
-                _choice(
-                    "better than 0.5, and worse than with labels",
-                    True,
-                    "Yes. It is the baseline that training has to beat.",
-                ),
-                _choice(
-                    "nearly 1, as it knows both kinds of things",
-                    False,
-                    "From photographs. These are drawings, with white around them.",
-                ),
-            ],
-        }
-    ],
 }
 
 
@@ -909,6 +857,304 @@ def keep_best(model, train_epoch, val_loss, test_acc, num_epochs):
         (_by_test, "test once"),
         (_tests_the_last, "Load them first"),
         (_returns_loss, "Return the test accuracy"),
+    ],
+)
+
+
+# -- the deeper lesson: when does it pay? ----------------------------------------------
+
+QUIZZES["six_labels"] = [
+    {
+        "question": "A linear head on frozen features learns from six labels. How does "
+        "it compare with no label at all, on the same pictures?",
+        "type": "multiple_choice",
+        "answers": [
+            _choice(
+                "better: six labels are more than none",
+                False,
+                "The head begins with random numbers. The answer without a label uses "
+                "the head that ImageNet's 1.28 million labels have trained.",
+            ),
+            _choice(
+                "the same: the features decide",
+                False,
+                "The features are the same. But six pictures say little about which "
+                "of 1,280 features tell an animal from food.",
+            ),
+            _choice(
+                "worse",
+                True,
+                "Yes. A new head forgets what the old one knew, and six pictures are "
+                "too few to learn it again.",
+            ),
+        ],
+    }
+]
+
+
+# -- features_once: frozen features, computed once -------------------------------------
+
+
+def _check_features_once(features_once):
+    torch.manual_seed(0)
+    for size in (4, 5, 32):  # 10 images: the last batch is short, or full, or the only
+        body = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten()
+        )
+        images = torch.randn(10, 3, 6, 6) * 2 + 1
+        with torch.no_grad():
+            right = copy.deepcopy(body).eval()(images)
+        buffers = {name: b.clone() for name, b in body.named_buffers()}
+        found = features_once(body, images, size)
+        if not isinstance(found, torch.Tensor) or found.dim() != 2:
+            raise Wrong(
+                "Return one tensor (N, F); yours is "
+                f"{getattr(found, 'shape', found)!r}."
+            )
+        if len(found) != len(images):
+            raise Wrong(
+                f"For {len(images)} images in batches of {size} there are "
+                f"{len(found)} rows of features: the last batch may be shorter, and "
+                "its images need features too. Try images.split(batch_size)."
+            )
+        moved = [n for n, b in body.named_buffers() if not torch.equal(b, buffers[n])]
+        if moved:
+            raise Wrong(
+                f"The body came in train mode and stayed in it: {moved} moved, and an "
+                "image's features depend on its batch. Section 2."
+            )
+        if found.is_inference():
+            raise Wrong(
+                "These are inference tensors: a head can't train on them (\"Inference "
+                'tensors cannot be saved for backward"). Use torch.no_grad().'
+            )
+        if found.requires_grad:
+            raise Wrong(
+                "The features require a gradient: each of them keeps the whole body's "
+                "activations in memory. Compute them under torch.no_grad()."
+            )
+        if not torch.allclose(found, right, atol=1e-4):
+            if torch.allclose(found.sort(0).values, right.sort(0).values, atol=1e-4):
+                raise Wrong(
+                    "The rows are in another order than the images: their labels would "
+                    "belong to other images. Section 2."
+                )
+            raise Wrong(
+                "The features are not the body's own in eval mode. Is all of it in "
+                "eval mode, Dropout too, and every image as it came? Section 2."
+            )
+
+
+def _features_once_start(body, images, batch_size):
+    """Features (N, F) of images (N, 3, H, W), in batches, for a head to train on."""
+    features = []
+    for number in range(len(images) // batch_size):
+        batch = images[number * batch_size : (number + 1) * batch_size]
+        features.append(body(batch))
+    return torch.cat(features)
+
+
+def _features_once(body, images, batch_size):
+    body.eval()
+    with torch.no_grad():
+        return torch.cat([body(batch) for batch in images.split(batch_size)])
+
+
+def _short_of_some(body, images, batch_size):
+    body.eval()
+    whole = len(images) // batch_size * batch_size
+    with torch.no_grad():
+        batches = images[:whole].split(batch_size)
+        return torch.cat([body(batch) for batch in batches])
+
+
+def _still_in_train_mode(body, images, batch_size):
+    body.requires_grad_(False)
+    with torch.no_grad():
+        return torch.cat([body(batch) for batch in images.split(batch_size)])
+
+
+def _with_gradients(body, images, batch_size):
+    body.eval()
+    return torch.cat([body(batch) for batch in images.split(batch_size)])
+
+
+@torch.inference_mode()
+def _inference_tensors(body, images, batch_size):
+    body.eval()
+    return torch.cat([body(batch) for batch in images.split(batch_size)])
+
+
+@torch.no_grad()
+def _shuffled(body, images, batch_size):
+    body.eval()
+    order = torch.arange(len(images)).flip(0)
+    return torch.cat([body(batch) for batch in images[order].split(batch_size)])
+
+
+@torch.no_grad()
+def _dropout_on(body, images, batch_size):
+    for module in body.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return torch.cat([body(batch) for batch in images.split(batch_size)])
+
+
+@torch.no_grad()
+def _a_list(body, images, batch_size):
+    body.eval()
+    return [body(batch) for batch in images.split(batch_size)]
+
+
+features_once = Exercise(
+    _check_features_once,
+    start=_features_once_start,
+    hints=[
+        "One fault is about images that are left out, one about the body's mode, one "
+        "about memory.",
+        "images.split(batch_size) yields a shorter last batch as well.",
+        "body.eval() first, and the loop under `with torch.no_grad():`.",
+    ],
+    solution=_features_once,
+    text="""
+def features_once(body, images, batch_size):
+    body.eval()
+    with torch.no_grad():
+        return torch.cat([body(batch) for batch in images.split(batch_size)])
+""",
+    wrong_answers=[
+        (_short_of_some, "the last batch"),
+        (_still_in_train_mode, "train mode"),
+        (_with_gradients, "require a gradient"),
+        (_inference_tensors, "inference tensors"),
+        (_shuffled, "another order"),
+        (_dropout_on, "Dropout too"),
+        (_a_list, "one tensor"),
+    ],
+)
+
+
+# -- margin: ahead of the strongest control, seed by seed ------------------------------
+
+
+def _check_margin(margin):
+    for ours, controls in (
+        (
+            [0.75, 1.0, 0.75, 0.625],
+            {"a": [0.5, 0.5, 1.0, 0.75], "b": [0.75, 0.5, 0.5, 0.25]},
+        ),
+        ([0.5, 0.75], {"a": [0.5, 0.25], "b": [0.125, 0.125], "c": [0.0, 0.5]}),
+        ([0.25, 0.5, 0.25], {"only": [0.5, 0.25, 0.75]}),
+    ):
+        found = margin(list(ours), {name: list(c) for name, c in controls.items()})
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise Wrong(f"Return (mean difference, seeds ahead); yours is {found!r}.")
+        strongest = max(controls.values(), key=sum)
+        pairs = list(zip(ours, strongest, strict=True))
+        mean = sum(a - b for a, b in pairs) / len(pairs)
+        ahead = sum(a > b for a, b in pairs)
+        if abs(found[0] - mean) < 1e-6 and found[1] == ahead:
+            continue
+        by_seed = [max(column) for column in zip(*controls.values(), strict=True)]
+        all_controls = [sum(c) / len(c) for c in controls.values()]
+        our_mean = sum(ours) / len(ours)
+        reasons = {
+            "That compares the luckiest seed of each. The best of five is not what you "
+            "get next time: compare means.": max(ours)
+            - max(map(max, controls.values())),
+            "That is the distance to the average control. A weak control pulls it "
+            "down, and you look good: take the strongest.": our_mean
+            - sum(all_controls) / len(all_controls),
+            "That is the distance to the weakest control: take the strongest.": our_mean
+            - min(all_controls),
+            "That takes another control for each seed, the winner of that seed. Nobody "
+            "can choose a method so: choose one control, by its mean.": our_mean
+            - sum(by_seed) / len(by_seed),
+        }
+        close = (
+            text for text, value in reasons.items() if abs(found[0] - value) < 1e-6
+        )
+        reason = next(
+            close, "That is not the mean difference to the strongest control."
+        )
+        if abs(found[0] - mean) < 1e-6:
+            reason = (
+                "The mean is right. For the count compare seed with seed: ours against "
+                "the strongest control's, and equal is not ahead."
+            )
+        raise Wrong(
+            f"{reason} For ours {ours} and controls {controls} expected "
+            f"({mean:.4f}, {ahead}), found {found}. Section 6."
+        )
+
+
+def _margin_start(ours, controls):
+    """(Mean of ours minus the strongest control, seeds in which ours is ahead)."""
+    strongest = max(max(accuracies) for accuracies in controls.values())
+    ahead = sum(accuracy > strongest for accuracy in ours)
+    return max(ours) - strongest, ahead
+
+
+def _margin(ours, controls):
+    strongest = max(controls.values(), key=sum)
+    differences = [a - b for a, b in zip(ours, strongest, strict=True)]
+    return sum(differences) / len(differences), sum(d > 0 for d in differences)
+
+
+def _mean(values):
+    return sum(values) / len(values)
+
+
+def _luckiest(ours, controls):
+    best = max(max(accuracies) for accuracies in controls.values())
+    return max(ours) - best, sum(a >= best for a in ours)
+
+
+def _against_average(ours, controls):
+    average = _mean([_mean(accuracies) for accuracies in controls.values()])
+    return _mean(ours) - average, sum(a > average for a in ours)
+
+
+def _against_weakest(ours, controls):
+    return _margin(ours, {"weakest": min(controls.values(), key=sum)})
+
+
+def _against_each_winner(ours, controls):
+    by_seed = zip(*controls.values(), strict=True)
+    return _margin(ours, {"any": [max(column) for column in by_seed]})
+
+
+def _ties_count(ours, controls):
+    strongest = max(controls.values(), key=sum)
+    pairs = zip(ours, strongest, strict=True)
+    return _margin(ours, controls)[0], sum(a >= b for a, b in pairs)
+
+
+margin = Exercise(
+    _check_margin,
+    start=_margin_start,
+    hints=[
+        "Which control is the strongest: the one with the best single run, or with the "
+        "best mean?",
+        "All lists have one accuracy for each seed, so max(controls.values(), key=sum) "
+        "is the control with the best mean.",
+        "zip(ours, strongest) gives pairs of one seed. Return the mean of their "
+        "differences, and how many are above 0.",
+    ],
+    solution=_margin,
+    text="""
+def margin(ours, controls):
+    strongest = max(controls.values(), key=sum)  # one accuracy a seed in each
+    differences = [a - b for a, b in zip(ours, strongest)]
+    return sum(differences) / len(differences), sum(d > 0 for d in differences)
+""",
+    wrong_answers=[
+        (_luckiest, "luckiest seed"),
+        (_against_average, "average control"),
+        (_against_weakest, "weakest control"),
+        (_against_each_winner, "another control for each seed"),
+        (_ties_count, "equal is not ahead"),
+        (lambda ours, controls: _margin(ours, controls)[0], "Return (mean"),
     ],
 )
 
