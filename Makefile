@@ -36,10 +36,10 @@ site: .venv/.complete ## pages of all lessons as stored, in build/site/
 	@$(bin)/python -m tools.site
 
 # On the PATH: what `!` and the terminal start comes from this environment too.
-lab: .venv/.complete ## open JupyterLab on the lessons (PORT=8888)
+lab: .venv/.complete ## open JupyterLab on the README and its lessons (PORT=8888)
 	@PATH="$(CURDIR)/$(bin):$$PATH" $(bin)/python -m jupyterlab --port $(PORT) \
-	  --ServerApp.root_dir=. --LabApp.default_url='/lab/tree/README.md?factory=Markdown%20Preview' \
-	  $(if $(filter 0,$(shell id -u)),--allow-root)
+	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/README.md \
+	  --LabApp.app_settings_dir=tools/lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # One thread each: the workers share the cores. No test waits for half a gigabyte of
 # pretrained weights. The stored outputs are a CPU's.

@@ -4,13 +4,14 @@
 
 Starts this environment's JupyterLab on a copy of the course without outputs, opens each
 lesson in Chromium and runs all cells in a fresh kernel. A lesson fails when a cell
-raises (those tagged raises-exception may), when a figure that the stored notebook has
-does not appear, or after five minutes. Pictures go to build/browser/; the exit status
+raises (those tagged raises-exception may), when a figure, a quiz or a rank's output that
+the stored notebook has does not appear, or after five minutes. Pictures go to build/browser/; the exit status
 is 1 if a lesson failed. Chromium is $CHROMIUM, or the first on the PATH.
 """
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -146,6 +147,7 @@ def run_lesson(browser: Browser, url: str, stored: Path, copy: Path) -> list[str
         page.wait_for_function(FINISHED, timeout=LESSON_TIMEOUT_S * 1000)
         page.wait_for_timeout(500)  # the last outputs are drawn
         figures = page.evaluate(FIGURES)
+        wrong = quiz_faults(page, read_notebook(stored))
         click_menu(page, "File", "docmanager:save")
         page.wait_for_selector(DIRTY, state="detached")
         panel = page.locator(f"{NOTEBOOK} .jp-WindowedPanel-outer")
@@ -155,7 +157,7 @@ def run_lesson(browser: Browser, url: str, stored: Path, copy: Path) -> list[str
         panel.evaluate("panel => panel.scrollTo(0, 0)")
         page.wait_for_timeout(2000)  # the page is laid out again
         click_menu(page, "Kernel", "kernelmenu:shutdown")  # its memory is needed
-        return faults(read_notebook(stored), read_notebook(copy), figures)
+        return wrong + faults(read_notebook(stored), read_notebook(copy), figures)
     except TimeoutError as error:  # the picture shows how far it got
         return [f"not finished: {error.message.splitlines()[0]}"]
     finally:
@@ -165,6 +167,25 @@ def run_lesson(browser: Browser, url: str, stored: Path, copy: Path) -> list[str
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def quiz_faults(page: Page, stored: NotebookNode) -> list[str]:
+    """Whether each quiz is there, and the first answers a click."""
+    quizzes = sum("ex.quiz(" in cell.source for cell in code_cells(stored))
+    shown = page.locator(f"{NOTEBOOK} .Quiz")
+    if shown.count() != quizzes:
+        return [f"{shown.count()} quizzes are shown, not {quizzes}"]
+    if quizzes:
+        shown.first.locator(".MCButton").first.click()
+        if not page.locator(f"{NOTEBOOK} .Feedback").first.inner_text().strip():
+            return ["the quiz does not answer"]
+    return []
+
+
+def ranks(cell: NotebookNode) -> set[str]:
+    """The ranks whose output stands below a `%%px` cell: "[stdout:0]", ..."""
+    text = "".join(out.get("text", "") for out in cell.outputs)
+    return set(re.findall(r"\[stdout:\d+\]", text))
 
 
 def faults(
@@ -187,6 +208,8 @@ def faults(
             return [*wrong, f"cell {before.id}: not run"]
         if not shown and any("image/png" in o.get("data", {}) for o in before.outputs):
             wrong.append(f"cell {before.id}: the figure is missing")
+        if ranks(before) - ranks(after):
+            wrong.append(f"cell {before.id}: a rank's output is missing")
     return wrong
 
 

@@ -47,6 +47,15 @@ def test_what_the_browser_tool_finds(number, outputs, figure, fault):
     assert browser.faults(stored, saved, [figure]) == fault
 
 
+def test_each_rank_s_output_must_be_there():
+    both = new_output("stream", text="[stdout:0] \n1\n[stdout:1] \n2\n")
+    one = new_output("stream", text="[stdout:0] \n1\n")
+    assert browser.faults(notebook(both), notebook(both), [False]) == []
+    assert browser.faults(notebook(both), notebook(one), [False]) == [
+        "cell drawn: a rank's output is missing"
+    ]
+
+
 def test_the_copy_has_no_outputs_and_the_course_keeps_its_own(tmp_path, monkeypatch):
     file = tmp_path / "mine" / "notebooks" / "deeper" / "01_x.ipynb"
     file.parent.mkdir(parents=True)
