@@ -4,9 +4,10 @@
 
 Starts this environment's JupyterLab on a copy of the course without outputs, opens each
 lesson in Chromium and runs all cells in a fresh kernel. A lesson fails when a cell
-raises (those tagged raises-exception may), when a figure, a quiz or a rank's output that
-the stored notebook has does not appear, or after five minutes. Pictures go to build/browser/; the exit status
-is 1 if a lesson failed. Chromium is $CHROMIUM, or the first on the PATH.
+raises (those tagged raises-exception may), when a figure, a quiz or a rank's output
+that the stored notebook has does not appear, or after five minutes. Pictures go to
+build/browser/; the exit status is 1 if a lesson failed. Chromium is $CHROMIUM, or the
+first on the PATH.
 """
 
 import json
@@ -172,7 +173,7 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 def quiz_faults(page: Page, stored: NotebookNode) -> list[str]:
     """Whether each quiz is there, and the first answers a click."""
     quizzes = sum("ex.quiz(" in cell.source for cell in code_cells(stored))
-    shown = page.locator(f"{NOTEBOOK} .Quiz")
+    shown = page.locator(f"{NOTEBOOK} .jp-CodeCell:has(.Quiz)")
     if shown.count() != quizzes:
         return [f"{shown.count()} quizzes are shown, not {quizzes}"]
     if quizzes:
