@@ -29,8 +29,8 @@ QUIZZES = {
                 ),
                 _choice(
                     "MaxPool2d: 32 does not become 7",
-                    "Pooling takes any size, too. It gives 16, then 8, and nobody "
-                    "complains about that yet.",
+                    "Pooling accepts any size, too. The side becomes 16, then 8, and "
+                    "neither raises an error.",
                 ),
                 _choice(
                     "the Linear layer",
@@ -40,8 +40,8 @@ QUIZZES = {
                 ),
                 _choice(
                     "none: PyTorch adapts the sizes",
-                    "A layer's weights are made in its constructor and keep their "
-                    "size. Only LazyLinear waits for its first input.",
+                    "A layer's weights are created in its constructor and keep their "
+                    "size. Only lazy layers such as LazyLinear wait for an input.",
                 ),
             ],
         }
@@ -53,46 +53,46 @@ QUIZZES = {
             "answers": [
                 _choice(
                     "in the 16 convolutions",
-                    "They are many, but a kernel is small: at most 512 * 512 * 3 * 3, "
-                    "2.4 million numbers each.",
+                    "There are 16 of them, but each is small: at most "
+                    "512 * 512 * 3 * 3, or 2.4 million weights.",
                 ),
                 _choice(
                     "in the first Linear layer",
-                    "Yes: it joins 512 * 7 * 7 inputs to 4096 outputs, each with each.",
+                    "Yes: it connects 512 * 7 * 7 inputs to 4096 outputs, all to all.",
                     correct=True,
                 ),
                 _choice(
                     "in the last Linear layer, with its 1000 outputs",
-                    "It has 4096 inputs for each output, 4.1 million in all. "
-                    "Compare 25,088 inputs and 4096 outputs.",
+                    "It has 4096 * 1000 weights, 4.1 million. The first Linear layer "
+                    "has 25,088 inputs and 4096 outputs.",
                 ),
                 _choice(
                     "evenly in all layers",
-                    "Section 2 says otherwise: the number grows with inputs times "
-                    "outputs, and the layers differ in both.",
+                    "See section 2: the number grows with inputs times outputs, and "
+                    "the layers differ in both.",
                 ),
             ],
         },
         {
-            "question": "We double the image's side, from 224 to 448. What grows?",
+            "question": "We double the side of the image, from 224 to 448. What grows?",
             "type": "multiple_choice",
             "answers": [
                 _choice(
-                    "parameters and work, both about four times",
-                    "A kernel does not grow with the image: it takes more steps.",
+                    "parameters and compute, both about four times",
+                    "A kernel does not grow with the image. It only takes more steps.",
                 ),
                 _choice(
-                    "the work about four times, the parameters not at all",
+                    "the compute about four times, the parameters not at all",
                     "Yes: four times as many positions, and the same kernels.",
                     correct=True,
                 ),
                 _choice(
-                    "the work twice, the parameters not at all",
+                    "the compute twice, the parameters not at all",
                     "Twice as wide and twice as high: four times as many positions.",
                 ),
                 _choice(
                     "neither: the model is the same",
-                    "The model is, but each of its kernels takes more steps.",
+                    "The model is the same, but each of its kernels takes more steps.",
                 ),
             ],
         },
@@ -127,7 +127,7 @@ SIZE_MISTAKES: list[tuple[Callable, str]] = [
     ),
     (
         lambda n, k, s, p: n + 2 * p - k // s + 1,
-        "// binds before + and -: put the kernel's way in parentheses.",
+        "// comes before + and -: put size + 2 * padding - kernel in parentheses.",
     ),
     (
         lambda n, k, s, p: (n + p - k) // s + 1,
@@ -135,7 +135,7 @@ SIZE_MISTAKES: list[tuple[Callable, str]] = [
     ),
     (
         lambda n, k, s, p: (n + 2 * p - k) // s,
-        "You count the steps, but not the position where the kernel begins: add 1.",
+        "You count the steps, but not the position where the kernel begins. Add 1.",
     ),
     (
         lambda n, k, s, p: (n + 2 * p - k + 1) // s,
@@ -172,7 +172,7 @@ def _check_output_size(output_size):
     pairs = zip(SIZES, expected, found, strict=True)
     case, side, answer = next(p for p in pairs if p[1] != p[2] or type(p[2]) is not int)
     raise Wrong(
-        f"output_size{case} should be {side}, as nn.Conv2d has it; yours is {answer}. "
+        f"output_size{case} should be {side}, as in nn.Conv2d; yours returns {answer}. "
         f"{message} Section 2."
     )
 
@@ -228,13 +228,13 @@ def _check_make_net(make_net):
     kinds = [type(layer).__name__ for layer in net]
     if kinds[-1:] == ["LazyLinear"]:
         raise Wrong(
-            "LazyLinear would find the number by itself, and you should compute it: "
-            "give nn.Linear its inputs. Section 5."
+            "LazyLinear finds the number by itself. Here you should compute it: use "
+            "nn.Linear and give it its number of inputs. Section 5."
         )
     if kinds != [type(layer).__name__ for layer in given]:
         raise Wrong(
             "It should have the same layers: Conv2d, MaxPool2d, Flatten, Linear. Yours "
-            f"has {', '.join(kinds)}. One number is wrong, no layer is missing. "
+            f"has {', '.join(kinds)}. One number is wrong; no layer is missing. "
             "Section 5."
         )
     image = torch.zeros(2, 1, 28, 28)
@@ -242,20 +242,20 @@ def _check_make_net(make_net):
         image = old(image)
         if _settings(old) != _settings(new):
             raise Wrong(
-                f"You changed {old} to {new}. It was right: it takes images of any "
-                "size. Make the Linear layer fit what arrives there. Section 5."
+                f"You changed {old} to {new}. It was right: it accepts images of any "
+                "size. Change the Linear layer to fit what it receives. Section 5."
             )
     arrives, linear = image.shape[1], net[3]
     if linear.in_features != arrives:
         raise Wrong(
-            f"Your Linear layer takes {linear.in_features} numbers, and {arrives} "
-            f"arrive for each image: 8 channels of 6 x 6. {_size_hint(linear)}"
+            f"Your Linear layer takes {linear.in_features} numbers, but receives "
+            f"{arrives} for each image: 8 channels of 6 x 6. {_size_hint(linear)}"
             " Sections 2 and 5."
         )
     if linear.out_features != 10:
         raise Wrong(
             f"There are ten classes, so the last layer has 10 outputs, not "
-            f"{linear.out_features}: only what goes in was wrong. Section 5."
+            f"{linear.out_features}. Only its inputs were wrong. Section 5."
         )
     if linear.bias is None:
         raise Wrong("The Linear layer had a bias: only one number is wrong. Section 5.")
@@ -276,7 +276,7 @@ def _size_hint(linear: nn.Linear) -> str:
         8 * 12 * 12: "You left out the pooling, which halves the side.",
         2 * 8 * 6 * 6: "The batch is not among a layer's inputs.",
         6 * 6: "All 8 channels are flattened, not one.",
-        8: "Flatten keeps height and width: they are inputs as well.",
+        8: "Flatten keeps height and width, so the inputs are more than 8 channels.",
         8 * 5 * 5: "The convolution's side is 12: a kernel of 5 takes away 4, not 5.",
         8 * 14 * 14: "Without padding the convolution gives 12, not 14.",
     }.get(linear.in_features, "Compute the side layer by layer.")
@@ -372,8 +372,8 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
     except Exception as error:
         if isinstance(last, _Fails) and isinstance(error.__context__, last.error):
             raise Wrong(
-                f"The model raised {last.error.__name__}, and the caller saw another "
-                f"error, {error!r}. Let the model's own error pass. Section 5."
+                f"The model raised {last.error.__name__}, but the caller saw another "
+                f"error, {error!r}. Let the model's own error through. Section 5."
             ) from error
         raise
     after = _hooks(model)
@@ -388,9 +388,9 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
         raise Wrong(f"{left} of your hooks are still on the model {when} Section 5.")
     if isinstance(last, _Fails) and raised is None:
         raise Wrong(
-            "The model raised an error, and your function kept it for itself. The "
-            "caller must see it: nothing may catch it, and `return` inside `finally` "
-            "drops it. Section 5."
+            "The model raised an error, but your function swallowed it. The caller "
+            "must see it: do not catch it without raising it again, and do not use "
+            "`return` inside `finally`, which drops it. Section 5."
         )
     return seen
 
@@ -407,20 +407,20 @@ def _check_run_with_hooks(run_with_hooks):
         if not seen:
             why = "Put it on before the model runs, and take it off after, not before."
         raise Wrong(
-            "The hook should be called for Linear, ReLU, Linear, the layers with none "
-            f"inside, in this order. It was called for {seen}. {why} Section 3."
+            "The hook should be called for the leaves Linear, ReLU, Linear, in this "
+            f"order. It was called for {seen}. {why} Section 3."
         )
     _try_hooks(
         run_with_hooks,
         _Fails(_Failed),
-        "after the model raised an error of a class of its own. Whatever is raised, "
-        "`finally` runs.",
+        "after the model raised an exception of its own class. `finally` runs "
+        "whatever is raised.",
     )
     _try_hooks(
         run_with_hooks,
         _Fails(KeyboardInterrupt),
-        "after the user stopped it. KeyboardInterrupt is no Exception, so "
-        "`except Exception` does not see it; `finally` runs then as well.",
+        "after the user stopped it. KeyboardInterrupt is not an Exception, so "
+        "`except Exception` does not catch it; `finally` runs then too.",
     )
 
 
@@ -532,7 +532,7 @@ run_with_hooks = Exercise(
     start=_start_run_with_hooks,
     hints=[
         "If model(x) raises, which lines still run?",
-        "Python has a statement for what must happen whether or not there is an error.",
+        "Python has a statement for code that must run, error or no error.",
         "try: ... finally: ... with the loop that removes the handles in `finally`, "
         "and no `except`.",
     ],
@@ -540,10 +540,10 @@ run_with_hooks = Exercise(
     text=_source(_run_with_hooks),
     wrong_answers=[
         (_by_except(Exception, after=False), "after a run without an error"),
-        (_by_except(RuntimeError), "an error of a class of its own"),
+        (_by_except(RuntimeError), "an exception of its own class"),
         (_by_except(Exception), "after the user stopped it"),
-        (_by_except(Exception, raise_again=False), "kept it for itself"),
-        (_return_in_finally, "kept it for itself"),
+        (_by_except(Exception, raise_again=False), "swallowed it"),
+        (_return_in_finally, "swallowed it"),
         (_clear_all, "not yours"),
         (_too_early, "not before"),
         (_on_all_modules, "leaves alone"),
@@ -646,8 +646,8 @@ def _check_mini_summary(mini_summary):
             why = "This layer has been counted already, in its first row."
         elif wanted[0] == "tied":
             why = (
-                "Its weight is the very tensor of `again`, and counted there; only "
-                "its bias is new. Remember tensors, not layers."
+                "Its weight is the same tensor as that of `again`, and was counted "
+                "there; only its bias is new. Remember tensors, not layers."
             )
         elif wanted[0] == "scale_1":
             why = (
@@ -656,8 +656,8 @@ def _check_mini_summary(mini_summary):
             )
         elif wanted[0] == "scale_2":
             why = (
-                "Its parameter has the values of another one, but is a tensor of its "
-                "own. Compare which tensor it is, not what is in it."
+                "Its parameter has the same values as another one, but is a tensor of "
+                "its own. Compare identity (`is`, or a set), not values."
             )
         else:
             why = "A layer's parameters are its weight and its bias."
@@ -765,8 +765,8 @@ mini_summary = Exercise(
         "them have no children?",
         "The hook gets the layer, not its name: make a dictionary from layer to name "
         "first.",
-        "Keep a set of the parameters counted so far. A parameter that is in it adds "
-        "nothing: new = [p for p in layer.parameters() if p not in counted]",
+        "Keep a set of the parameters counted so far, and skip those in it: "
+        "new = [p for p in layer.parameters() if p not in counted]",
         "counted.update(new); rows.append((names[layer], output.shape, "
         "sum(p.numel() for p in new)))",
     ],
@@ -779,7 +779,7 @@ mini_summary = Exercise(
         (_mini(names=lambda layer, full: full[layer].split(".")[-1]), "full name"),
         (_mini(keep="containers"), "Containers have no row"),
         (_mini(count="names"), "whatever the names are"),
-        (_mini(count="values"), "a tensor of its own"),
+        (_mini(count="values"), "Compare identity"),
         (_mini(hooks_stay="always"), "remove them"),
         (_mini(hooks_stay="after an error"), "in `finally`"),
         (_and_clear, "it is gone"),
@@ -815,8 +815,8 @@ COUNT_MISTAKES = {  # by how much the total is wrong
     25: "The weight that two layers share is counted twice.",
     25 + 11: "A state_dict holds buffers, too, and a shared tensor under both names.",
     11: "BatchNorm's buffers are not parameters.",
-    -7: "A parameter of the model itself, in no layer, is missing.",
-    -18: "A layer that forward() does not use is still a part of the model.",
+    -7: "A parameter of the model itself, not of a layer, is missing.",
+    -18: "A layer that forward() does not use is still part of the model.",
 }
 
 
@@ -833,9 +833,9 @@ def _check_count_parameters(count_parameters):
         why = "Ask the model for its parameters(): each tensor comes once."
         why = COUNT_MISTAKES.get(total - expected[0], why)
     elif trainable == total:
-        why = "Some parameters have requires_grad=False: training leaves them alone."
+        why = "Some parameters have requires_grad=False: they are not trainable."
     else:
-        why = "Each parameter has its own requires_grad: a frozen weight's bias learns."
+        why = "Each has its own requires_grad: a frozen weight's bias can still learn."
     raise Wrong(
         f"Expected (total, trainable) {expected}, found {answer}. {why} Section 2."
     )
@@ -910,7 +910,7 @@ count_parameters = Exercise(
         (_by_state_dict, "holds buffers, too"),
         (_with_buffers, "are not parameters"),
         (_by_children, "of the model itself"),
-        (_called_only, "still a part of the model"),
+        (_called_only, "still part of the model"),
         (_by_weight, "a frozen weight's bias"),
         (lambda model: (_count_parameters(model)[0],) * 2, "requires_grad=False"),
         (lambda model: _count_parameters(model)[0], "two numbers"),
