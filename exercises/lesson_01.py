@@ -45,6 +45,33 @@ QUIZZES = {
             ],
         }
     ],
+    "survey": [
+        {
+            "question": "For which model does torchsummary print the right total?",
+            "type": "multiple_choice",
+            "answers": [
+                _choice(
+                    "ResNet-18, which adds a block's input to its output",
+                    "Yes. Each layer is called once, returns one tensor, and names its "
+                    "parameters weight and bias. The addition is not a layer.",
+                    correct=True,
+                ),
+                _choice(
+                    "DenseNet, whose layers pass on a list of tensors",
+                    "The hook asks each output for its size(), and a list has none.",
+                ),
+                _choice(
+                    "the vision transformer, whose attention returns (output, None)",
+                    "The hook asks each item for its size(), and None has none.",
+                ),
+                _choice(
+                    "ConvNeXt, whose blocks have a parameter named layer_scale",
+                    "It counts only attributes named weight and bias (lesson 01, "
+                    "section 4), so it misses these.",
+                ),
+            ],
+        }
+    ],
     "vgg19": [
         {
             "question": "Where are most of VGG19's parameters?",
