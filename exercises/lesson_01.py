@@ -1,6 +1,5 @@
 """Lesson 01: model summary."""
 
-import contextlib
 import inspect
 import math
 from collections.abc import Callable
@@ -29,19 +28,46 @@ QUIZZES = {
                 ),
                 _choice(
                     "MaxPool2d: 32 does not become 7",
-                    "Pooling takes any size, too. It gives 16, then 8, and nobody "
-                    "complains about that yet.",
+                    "Pooling accepts any size, too. The side becomes 16, then 8, and "
+                    "neither raises an error.",
                 ),
                 _choice(
                     "the Linear layer",
-                    "Yes. It is the first layer with a fixed number of inputs: "
+                    "Yes. Its weight is the first that depends on the image's size: "
                     "32 * 7 * 7 = 1568, and now 32 * 8 * 8 = 2048 arrive.",
                     correct=True,
                 ),
                 _choice(
                     "none: PyTorch adapts the sizes",
-                    "A layer's weights are made in its constructor and keep their "
-                    "size. Only LazyLinear waits for its first input.",
+                    "A layer's weights are created in its constructor and keep their "
+                    "size. Only lazy layers such as LazyLinear wait for an input.",
+                ),
+            ],
+        }
+    ],
+    "survey": [
+        {
+            "question": "For which model does torchsummary print the right total?",
+            "type": "multiple_choice",
+            "answers": [
+                _choice(
+                    "ResNet-18, which adds a block's input to its output",
+                    "Yes. Each layer is called once, returns one tensor, and names its "
+                    "parameters weight and bias. The addition is not a layer.",
+                    correct=True,
+                ),
+                _choice(
+                    "DenseNet, whose layers pass on a list of tensors",
+                    "The hook asks each output for its size(), and a list has none.",
+                ),
+                _choice(
+                    "the vision transformer, whose attention returns (output, None)",
+                    "The hook asks each item for its size(), and None has none.",
+                ),
+                _choice(
+                    "ConvNeXt, whose blocks have a parameter named layer_scale",
+                    "It counts only attributes named weight and bias (lesson 01, "
+                    "section 4), so it misses these.",
                 ),
             ],
         }
@@ -53,46 +79,46 @@ QUIZZES = {
             "answers": [
                 _choice(
                     "in the 16 convolutions",
-                    "They are many, but a kernel is small: at most 512 * 512 * 3 * 3, "
-                    "2.4 million numbers each.",
+                    "There are 16 of them, but each is small: at most "
+                    "512 * 512 * 3 * 3, or 2.4 million weights.",
                 ),
                 _choice(
                     "in the first Linear layer",
-                    "Yes: it joins 512 * 7 * 7 inputs to 4096 outputs, each with each.",
+                    "Yes: it connects 512 * 7 * 7 inputs to 4096 outputs, all to all.",
                     correct=True,
                 ),
                 _choice(
                     "in the last Linear layer, with its 1000 outputs",
-                    "It has 4096 inputs for each output, 4.1 million in all. "
-                    "Compare 25,088 inputs and 4096 outputs.",
+                    "It has 4096 * 1000 weights, 4.1 million. The first Linear layer "
+                    "has 25,088 inputs and 4096 outputs.",
                 ),
                 _choice(
                     "evenly in all layers",
-                    "Section 2 says otherwise: the number grows with inputs times "
-                    "outputs, and the layers differ in both.",
+                    "See section 2: the number grows with inputs times outputs, and "
+                    "the layers differ in both.",
                 ),
             ],
         },
         {
-            "question": "We double the image's side, from 224 to 448. What grows?",
+            "question": "We double the side of the image, from 224 to 448. What grows?",
             "type": "multiple_choice",
             "answers": [
                 _choice(
-                    "parameters and work, both about four times",
-                    "A kernel does not grow with the image: it takes more steps.",
+                    "parameters and compute, both about four times",
+                    "A kernel does not grow with the image. It only takes more steps.",
                 ),
                 _choice(
-                    "the work about four times, the parameters not at all",
+                    "the compute about four times, the parameters not at all",
                     "Yes: four times as many positions, and the same kernels.",
                     correct=True,
                 ),
                 _choice(
-                    "the work twice, the parameters not at all",
+                    "the compute twice, the parameters not at all",
                     "Twice as wide and twice as high: four times as many positions.",
                 ),
                 _choice(
                     "neither: the model is the same",
-                    "The model is, but each of its kernels takes more steps.",
+                    "The model is the same, but each of its kernels takes more steps.",
                 ),
             ],
         },
@@ -127,7 +153,7 @@ SIZE_MISTAKES: list[tuple[Callable, str]] = [
     ),
     (
         lambda n, k, s, p: n + 2 * p - k // s + 1,
-        "// binds before + and -: put the kernel's way in parentheses.",
+        "// comes before + and -: put size + 2 * padding - kernel in parentheses.",
     ),
     (
         lambda n, k, s, p: (n + p - k) // s + 1,
@@ -135,7 +161,7 @@ SIZE_MISTAKES: list[tuple[Callable, str]] = [
     ),
     (
         lambda n, k, s, p: (n + 2 * p - k) // s,
-        "You count the steps, but not the position where the kernel begins: add 1.",
+        "You count the steps, but not the position where the kernel begins. Add 1.",
     ),
     (
         lambda n, k, s, p: (n + 2 * p - k + 1) // s,
@@ -154,6 +180,15 @@ SIZE_MISTAKES: list[tuple[Callable, str]] = [
 
 
 def _check_output_size(output_size):
+    if not callable(output_size):
+        raise Wrong("Check the function itself: ex.output_size.check(output_size).")
+    names = list(inspect.signature(output_size).parameters)
+    wanted = ["size", "kernel", "stride", "padding"]
+    if sorted(names) == sorted(wanted) and names != wanted:
+        raise Wrong(
+            f"output_size takes ({', '.join(wanted)}), in this order; yours takes "
+            f"({', '.join(names)})."
+        )
     found = [output_size(*case) for case in SIZES]
     expected = []
     for size, kernel, stride, padding in SIZES:
@@ -165,14 +200,16 @@ def _check_output_size(output_size):
     message = known[0] if known else "Count the kernel's positions along one side."
     if None in found:
         message = "Return the side; print() only shows it."
-    elif found == expected:
+    elif not known and [str(n) for n in expected] == [
+        str(n).removesuffix(".0") for n in found
+    ]:
         message = (
             f"The number is right, but return an int, not {type(found[0]).__name__}."
         )
     pairs = zip(SIZES, expected, found, strict=True)
     case, side, answer = next(p for p in pairs if p[1] != p[2] or type(p[2]) is not int)
     raise Wrong(
-        f"output_size{case} should be {side}, as nn.Conv2d has it; yours is {answer}. "
+        f"output_size{case} should be {side}, as in nn.Conv2d; yours returns {answer}. "
         f"{message} Section 2."
     )
 
@@ -210,6 +247,9 @@ output_size = Exercise(
         (lambda n, k, s, p: print(_output_size(n, k, s, p)), "Return the side"),
         (lambda n, k, s, p: n // s, "Count the kernel's positions"),
         (lambda n, k, s, p: float((n + 2 * p - k) // s + 1), "an int, not float"),
+        (lambda n, k, s, p: str((n + 2 * p - k) // s + 1), "an int, not str"),
+        (lambda size, kernel, padding, stride: size // stride, "in this order"),
+        (32, "the function itself"),
     ],
 )
 
@@ -223,42 +263,51 @@ def _check_make_net(make_net):
     net, given = make_net(), _start_make_net()
     if not isinstance(net, nn.Sequential):
         raise Wrong(
-            f"make_net() should return the nn.Sequential, not {net!r}. Section 5."
+            "make_net() should return the nn.Sequential, not "
+            f"{type(net).__name__}. Section 5."
         )
     kinds = [type(layer).__name__ for layer in net]
     if kinds[-1:] == ["LazyLinear"]:
         raise Wrong(
-            "LazyLinear would find the number by itself, and you should compute it: "
-            "give nn.Linear its inputs. Section 5."
+            "LazyLinear finds the number by itself. Here you should compute it: use "
+            "nn.Linear and give it its number of inputs. Section 5."
         )
     if kinds != [type(layer).__name__ for layer in given]:
         raise Wrong(
             "It should have the same layers: Conv2d, MaxPool2d, Flatten, Linear. Yours "
-            f"has {', '.join(kinds)}. One number is wrong, no layer is missing. "
+            f"has {', '.join(kinds)}. Only the Linear layer is wrong. "
             "Section 5."
         )
     image = torch.zeros(2, 1, 28, 28)
     for old, new in zip(given[:3], net, strict=False):
         image = old(image)
         if _settings(old) != _settings(new):
+            why = "It accepts images of any size"
+            if isinstance(old, nn.Flatten):
+                why = "The batch must stay a dimension of its own"
             raise Wrong(
-                f"You changed {old} to {new}. It was right: it takes images of any "
-                "size. Make the Linear layer fit what arrives there. Section 5."
+                f"You changed {old} to {new}. {why}, so leave it as it was, and change "
+                "the Linear layer to fit what it receives. Section 5."
             )
     arrives, linear = image.shape[1], net[3]
+    if linear.in_features == given[3].in_features:
+        raise Wrong(
+            f"Your Linear layer still takes {linear.in_features} numbers, 8 channels "
+            "of 7 x 7. Which side do the convolution and the pooling give? Section 2."
+        )
     if linear.in_features != arrives:
         raise Wrong(
-            f"Your Linear layer takes {linear.in_features} numbers, and {arrives} "
-            f"arrive for each image: 8 channels of 6 x 6. {_size_hint(linear)}"
+            f"Your Linear layer takes {linear.in_features} numbers, but receives "
+            f"{arrives} for each image: 8 channels of 6 x 6. {_size_hint(linear)}"
             " Sections 2 and 5."
         )
     if linear.out_features != 10:
         raise Wrong(
             f"There are ten classes, so the last layer has 10 outputs, not "
-            f"{linear.out_features}: only what goes in was wrong. Section 5."
+            f"{linear.out_features}. Only its inputs were wrong. Section 5."
         )
     if linear.bias is None:
-        raise Wrong("The Linear layer had a bias: only one number is wrong. Section 5.")
+        raise Wrong("The Linear layer had a bias: change its inputs only. Section 5.")
 
 
 def _settings(layer: nn.Module) -> dict[str, Any]:
@@ -276,7 +325,7 @@ def _size_hint(linear: nn.Linear) -> str:
         8 * 12 * 12: "You left out the pooling, which halves the side.",
         2 * 8 * 6 * 6: "The batch is not among a layer's inputs.",
         6 * 6: "All 8 channels are flattened, not one.",
-        8: "Flatten keeps height and width: they are inputs as well.",
+        8: "Flatten keeps height and width, so the inputs are more than 8 channels.",
         8 * 5 * 5: "The convolution's side is 12: a kernel of 5 takes away 4, not 5.",
         8 * 14 * 14: "Without padding the convolution gives 12, not 14.",
     }.get(linear.in_features, "Compute the side layer by layer.")
@@ -328,6 +377,25 @@ make_net = Exercise(
             "You changed Conv2d",
         ),
         (
+            _net_with(nn.Linear(8 * 7 * 7, 10), nn.Conv2d(1, 8, 2, 2)),
+            "You changed Conv2d",
+        ),
+        (
+            lambda: nn.Sequential(
+                *_net_with(nn.Linear(288, 10))()[:2], nn.Flatten(0), nn.Linear(288, 10)
+            ),
+            "The batch must stay",
+        ),
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(1, 8, 5, 2),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(49 * 8, 10),
+            ),
+            "still takes 392",
+        ),
+        (
             _net_with(nn.Linear(8 * 7 * 7, 10), None, nn.AdaptiveAvgPool2d(7)),
             "the same layers",
         ),
@@ -351,6 +419,10 @@ class _Fails(nn.Module):
         raise self.error
 
 
+def _modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
 def _hooks(model: nn.Module) -> list[dict]:
     return [dict(module._forward_hooks) for module in model.modules()]
 
@@ -359,7 +431,7 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
     """Run the answer on a model with a hook of the user's own; what it recorded."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU()), last)
     users = model[0].register_forward_hook(lambda *_: None)
-    before, seen = _hooks(model), []
+    before, seen, modes = _hooks(model), [], _modes(model)
 
     def record(layer, inputs, output):
         seen.append(type(layer).__name__)
@@ -372,8 +444,8 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
     except Exception as error:
         if isinstance(last, _Fails) and isinstance(error.__context__, last.error):
             raise Wrong(
-                f"The model raised {last.error.__name__}, and the caller saw another "
-                f"error, {error!r}. Let the model's own error pass. Section 5."
+                f"The model raised {last.error.__name__}, but the caller saw another "
+                f"error, {error!r}. Let the model's own error through. Section 5."
             ) from error
         raise
     after = _hooks(model)
@@ -383,14 +455,26 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
             "`_forward_hooks` removes hooks that are not yours: remove your own by "
             "their handles. Section 3."
         )
+    users.remove()
+    if users.id in model[0]._forward_hooks:
+        raise Wrong(
+            "The user's hook is still there, but its handle no longer works: you put "
+            "another dictionary of hooks on the layer. Remove your own hooks by their "
+            "handles. Section 3."
+        )
+    if _modes(model) != modes:
+        raise Wrong(
+            "Your function changes the model's mode, and leaves it so. Call `eval()` "
+            "outside it, where the user can see it. Section 3."
+        )
     left = sum(map(len, after)) - sum(map(len, before))
     if left:
         raise Wrong(f"{left} of your hooks are still on the model {when} Section 5.")
     if isinstance(last, _Fails) and raised is None:
         raise Wrong(
-            "The model raised an error, and your function kept it for itself. The "
-            "caller must see it: nothing may catch it, and `return` inside `finally` "
-            "drops it. Section 5."
+            "The model raised an error, but your function swallowed it. The caller "
+            "must see it: do not catch it without raising it again, and do not use "
+            "`return` inside `finally`, which drops it. Section 5."
         )
     return seen
 
@@ -406,21 +490,31 @@ def _check_run_with_hooks(run_with_hooks):
         why = "Put it on the leaves alone: modules() without those that have children."
         if not seen:
             why = "Put it on before the model runs, and take it off after, not before."
+        elif seen == ["Linear", "ReLU", "Linear"] * (len(seen) // 3):
+            why = "Run the model once, with one hook on each leaf."
         raise Wrong(
-            "The hook should be called for Linear, ReLU, Linear, the layers with none "
-            f"inside, in this order. It was called for {seen}. {why} Section 3."
+            "The hook should be called for the leaves Linear, ReLU, Linear, in this "
+            f"order. It was called for {seen}. {why} Section 3."
+        )
+    seen, leaf = [], nn.Linear(3, 4)
+    run_with_hooks(leaf, torch.zeros(2, 3), lambda layer, *_: seen.append(layer))
+    if seen != [leaf]:
+        raise Wrong(
+            "A model can be a single leaf, nn.Linear for example. Its hook was called "
+            f"{len(seen)} times, not once: call model(x), since model.forward(x) skips "
+            "the model's own hooks. Section 3."
         )
     _try_hooks(
         run_with_hooks,
         _Fails(_Failed),
-        "after the model raised an error of a class of its own. Whatever is raised, "
-        "`finally` runs.",
+        "after the model raised an exception of its own class. `finally` runs "
+        "whatever is raised.",
     )
     _try_hooks(
         run_with_hooks,
         _Fails(KeyboardInterrupt),
-        "after the user stopped it. KeyboardInterrupt is no Exception, so "
-        "`except Exception` does not see it; `finally` runs then as well.",
+        "after the user stopped it. KeyboardInterrupt is not an Exception, so "
+        "`except Exception` does not catch it; `finally` runs then too.",
     )
 
 
@@ -511,6 +605,35 @@ def _oldest_hook(model, x, hook):
                 module._forward_hooks.popitem(last=False)
 
 
+def _leaves_eval(model, x, hook):
+    model.eval()
+    _run_with_hooks(model, x, hook)
+
+
+def _runs_twice(model, x, hook):
+    _run_with_hooks(model, x, hook)
+    _run_with_hooks(model, x, hook)
+
+
+def _calls_forward(model, x, hook):
+    handles = _put_on(model, hook)
+    try:
+        model.forward(x)
+    finally:
+        _take_off(handles)
+
+
+def _puts_copies_back(model, x, hook):
+    """The user's hook is in the copy, but the handle knows the old dictionary."""
+    before = [(m, m._forward_hooks.copy()) for m in model.modules()]
+    _put_on(model, hook)
+    try:
+        model(x)
+    finally:
+        for module, hooks in before:
+            module._forward_hooks = hooks
+
+
 def _on_children(model, x, hook):
     handles = [layer.register_forward_hook(hook) for layer in model.children()]
     try:
@@ -532,7 +655,7 @@ run_with_hooks = Exercise(
     start=_start_run_with_hooks,
     hints=[
         "If model(x) raises, which lines still run?",
-        "Python has a statement for what must happen whether or not there is an error.",
+        "Python has a statement for code that must run, error or no error.",
         "try: ... finally: ... with the loop that removes the handles in `finally`, "
         "and no `except`.",
     ],
@@ -540,16 +663,20 @@ run_with_hooks = Exercise(
     text=_source(_run_with_hooks),
     wrong_answers=[
         (_by_except(Exception, after=False), "after a run without an error"),
-        (_by_except(RuntimeError), "an error of a class of its own"),
+        (_by_except(RuntimeError), "an exception of its own class"),
         (_by_except(Exception), "after the user stopped it"),
-        (_by_except(Exception, raise_again=False), "kept it for itself"),
-        (_return_in_finally, "kept it for itself"),
+        (_by_except(Exception, raise_again=False), "swallowed it"),
+        (_return_in_finally, "swallowed it"),
         (_clear_all, "not yours"),
         (_too_early, "not before"),
         (_on_all_modules, "leaves alone"),
         (_on_children, "leaves alone"),
         (_another_error, "another error"),
         (_oldest_hook, "not yours"),
+        (_leaves_eval, "the model's mode"),
+        (_runs_twice, "Run the model once"),
+        (_calls_forward, "model.forward(x) skips"),
+        (_puts_copies_back, "its handle no longer works"),
     ],
 )
 
@@ -584,6 +711,7 @@ class _Nested(nn.Module):
         self.tied = nn.Linear(8, 8)
         self.tied.weight = self.again.weight
         self.scale_1, self.scale_2 = _Scale(), _Scale()
+        self.head.requires_grad_(False)  # frozen, and counted all the same
 
     def forward(self, x):
         x = self.tied(self.again(self.again(self.body(x))))
@@ -606,14 +734,26 @@ NESTED_ROWS = [
 def _check_mini_summary(mini_summary):
     model = _Nested()
     users = model.head.register_forward_hook(lambda *_: None)
-    rows = mini_summary(model, torch.zeros(2, 6))
+    modes = _modes(model)
     try:
+        rows = mini_summary(model, torch.zeros(2, 6))
+    except RuntimeError as error:
+        if "size of tensor" in str(error) or "value of Tensor" in str(error):
+            raise Wrong(
+                "`p in some_list` compares the *values* of the tensors, which fails "
+                f"here: {error}. Keep the parameters in a set: it compares identity."
+            ) from error
+        raise
+    try:
+        assert all(isinstance(row, tuple | list) for row in rows)
         rows = [(name, tuple(shape), params) for name, shape, params in rows]
-    except (TypeError, ValueError) as error:
+    except (AssertionError, TypeError, ValueError) as error:
         raise Wrong(
             "mini_summary should return a list of (name, output shape, parameters), "
             f"not {rows!r}. Section 3."
         ) from error
+    if _modes(model) != modes:
+        raise Wrong("Your function changes the model's mode, and leaves it so.")
     if users.id not in model.head._forward_hooks:
         raise Wrong(
             "The user had a hook on the model, and it is gone: remove your own hooks "
@@ -628,6 +768,11 @@ def _check_mini_summary(mini_summary):
             why = "Rows come in the order of the calls, not of the definitions."
         elif sorted(set(names)) == sorted(set(expected)):
             why = "A layer that is called twice has two rows, one for each call."
+        elif len(names) == len(expected) and len(set(names)) == 1:
+            why = (
+                "All rows have the last name: a hook made in a loop looks `name` up "
+                "when it is called. Look the name up by the layer instead."
+            )
         elif {"body", "body.1", ""} & set(names):
             why = "Containers have no row: take modules that have no children."
         elif {"0", "1", "Linear"} & set(names):
@@ -641,13 +786,13 @@ def _check_mini_summary(mini_summary):
         if found == wanted:
             continue
         if found[1] != wanted[1]:
-            why = "The shape is that of the layer's output."
+            why = "The shape is that of the layer's output (sections 1 to 3)."
         elif wanted[0] == "again":
             why = "This layer has been counted already, in its first row."
         elif wanted[0] == "tied":
             why = (
-                "Its weight is the very tensor of `again`, and counted there; only "
-                "its bias is new. Remember tensors, not layers."
+                "Its weight is the same tensor as that of `again`, and was counted "
+                "there; only its bias is new. Remember tensors, not layers."
             )
         elif wanted[0] == "scale_1":
             why = (
@@ -656,19 +801,38 @@ def _check_mini_summary(mini_summary):
             )
         elif wanted[0] == "scale_2":
             why = (
-                "Its parameter has the values of another one, but is a tensor of its "
-                "own. Compare which tensor it is, not what is in it."
+                "Its parameter has the same values as another one, but is a tensor of "
+                "its own. Compare identity (`is`, or a set), not values."
             )
+        elif wanted[0] == "head":
+            why = "Its parameters are frozen, but they are parameters: count them."
         else:
-            why = "A layer's parameters are its weight and its bias."
+            why = (
+                "No earlier row has counted its parameters. Compare identity (a set "
+                "of tensors), not shapes."
+            )
         raise Wrong(f"Expected the row {wanted}, found {found}. {why} Section 4.")
     crashing = nn.Sequential(nn.Linear(6, 8), _Fails(_Failed))
-    with contextlib.suppress(_Failed):
+    try:
         mini_summary(crashing, torch.zeros(2, 6))
+    except _Failed:
+        pass
+    else:
+        raise Wrong(
+            "The table is right. But when the model raises an error, your function "
+            "swallows it: the caller must see it. Exercise 3."
+        )
     if any(_hooks(crashing)):
         raise Wrong(
             "The table is right. But when the model raises an error, your hooks stay "
             "on it: remove them in `finally`. Exercise 3."
+        )
+    rows = mini_summary(nn.Linear(6, 8), torch.zeros(2, 6))
+    if len(rows) != 1:
+        raise Wrong(
+            "A model can be a single leaf, nn.Linear(6, 8) for example. Your table has "
+            f"{len(rows)} rows for it, not one: call model(x), since model.forward(x) "
+            "skips the model's own hooks."
         )
 
 
@@ -696,7 +860,7 @@ def _mini_summary(model, x):
     return rows
 
 
-def _mini(count=None, names=None, keep=None, hooks_stay=None):
+def _mini(count=None, names=None, keep=None, hooks_stay=None, run=None):
     """A mini_summary with one mistake."""
 
     def mini_summary(model, x):
@@ -712,6 +876,11 @@ def _mini(count=None, names=None, keep=None, hooks_stay=None):
                 new = every
             if count == "names":
                 new = [p for p in new if not hasattr(layer, "factor")]
+            if count == "trainable":
+                new = [p for p in new if p.requires_grad]
+            if count == "shapes":
+                shapes = {q.shape for q in seen if isinstance(q, nn.Parameter)}
+                new = [p for p in every if p.shape not in shapes]
             if count == "values":
                 new = [p for p in every if not any(_same(p, q) for q in seen)]
             seen.update([*new, layer])
@@ -721,9 +890,11 @@ def _mini(count=None, names=None, keep=None, hooks_stay=None):
         chosen = [m for m in model.modules() if keep or not list(m.children())]
         handles = [m.register_forward_hook(record) for m in chosen]
         try:
-            model(x)
+            model.forward(x) if run == "forward" else model(x)
         except Exception:
             handles = [] if hooks_stay == "after an error" else handles
+            if run == "swallow":
+                return rows
             raise
         finally:
             if hooks_stay != "always":
@@ -736,6 +907,37 @@ def _mini(count=None, names=None, keep=None, hooks_stay=None):
 def _same(parameter, other):
     """Compares values, as a learner may; `other` may be a layer."""
     return isinstance(other, nn.Parameter) and torch.equal(parameter, other)
+
+
+def _in_a_list(model, x):
+    """`p not in counted` with a list compares values, and fails."""
+    counted = []
+
+    def record(layer, inputs, output):
+        counted.extend(p for p in layer.parameters() if p not in counted)
+
+    _run_with_hooks(model, x, record)
+
+
+def _late_name(model, x):
+    """Each hook takes `name` from the loop, when the loop is over."""
+    rows, handles = [], []
+    for name, layer in model.named_modules():
+        if not list(layer.children()):
+            hook = lambda _, inputs, out: rows.append((name, out.shape, 0))  # noqa: B023, E731
+            handles.append(layer.register_forward_hook(hook))
+    model(x)
+    _take_off(handles)
+    return rows
+
+
+def _as_dicts(model, x):
+    keys = "name", "shape", "parameters"
+    return [dict(zip(keys, row, strict=True)) for row in _mini_summary(model, x)]
+
+
+def _evaluating(model, x):
+    return _mini_summary(model.eval(), x)
 
 
 def _and_clear(model, x):
@@ -765,8 +967,8 @@ mini_summary = Exercise(
         "them have no children?",
         "The hook gets the layer, not its name: make a dictionary from layer to name "
         "first.",
-        "Keep a set of the parameters counted so far. A parameter that is in it adds "
-        "nothing: new = [p for p in layer.parameters() if p not in counted]",
+        "Keep a set of the parameters counted so far, and skip those in it: "
+        "new = [p for p in layer.parameters() if p not in counted]",
         "counted.update(new); rows.append((names[layer], output.shape, "
         "sum(p.numel() for p in new)))",
     ],
@@ -779,9 +981,17 @@ mini_summary = Exercise(
         (_mini(names=lambda layer, full: full[layer].split(".")[-1]), "full name"),
         (_mini(keep="containers"), "Containers have no row"),
         (_mini(count="names"), "whatever the names are"),
-        (_mini(count="values"), "a tensor of its own"),
+        (_mini(count="values"), "Compare identity"),
         (_mini(hooks_stay="always"), "remove them"),
         (_mini(hooks_stay="after an error"), "in `finally`"),
+        (_mini(count="trainable"), "they are parameters"),
+        (_mini(count="shapes"), "not shapes"),
+        (_mini(run="forward"), "model.forward(x)"),
+        (_mini(run="swallow"), "swallows it"),
+        (_in_a_list, "Keep the parameters in a set"),
+        (_late_name, "All rows have the last name"),
+        (_as_dicts, "a list of"),
+        (_evaluating, "the model's mode"),
         (_and_clear, "it is gone"),
         (_in_order_of_definition, "order of the calls"),
         (_one_row_a_layer, "has two rows"),
@@ -815,8 +1025,8 @@ COUNT_MISTAKES = {  # by how much the total is wrong
     25: "The weight that two layers share is counted twice.",
     25 + 11: "A state_dict holds buffers, too, and a shared tensor under both names.",
     11: "BatchNorm's buffers are not parameters.",
-    -7: "A parameter of the model itself, in no layer, is missing.",
-    -18: "A layer that forward() does not use is still a part of the model.",
+    -7: "A parameter of the model itself, not of a layer, is missing.",
+    -18: "A layer that forward() does not use is still part of the model.",
 }
 
 
@@ -824,18 +1034,27 @@ def _check_count_parameters(count_parameters):
     answer, expected = count_parameters(_Odd()), (70, 27)
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise Wrong(f"Return (total, trainable), two numbers, not {answer}.")
+    if not all(type(number) is int for number in answer):
+        raise Wrong(f"Return two ints, (total, trainable), not {answer}.")
     total, trainable = answer
     if (total, trainable) == expected:
-        return
+        small = count_parameters(nn.Linear(3, 2))
+        if tuple(small) == (8, 8):
+            return
+        raise Wrong(f"nn.Linear(3, 2) has 3 * 2 + 2 = 8 parameters; you find {small}.")
     if (trainable, total) == expected:
         why = "Return the total first."
     elif total != expected[0]:
         why = "Ask the model for its parameters(): each tensor comes once."
         why = COUNT_MISTAKES.get(total - expected[0], why)
+        if total == len(list(_Odd().parameters())):
+            why = "You count tensors. p.numel() is the number of elements of one."
+    elif trainable == 43:
+        why = "43 is the number of frozen ones, total - trainable."
     elif trainable == total:
-        why = "Some parameters have requires_grad=False: training leaves them alone."
+        why = "Some parameters have requires_grad=False: they are not trainable."
     else:
-        why = "Each parameter has its own requires_grad: a frozen weight's bias learns."
+        why = "Each has its own requires_grad: a frozen weight's bias can still learn."
     raise Wrong(
         f"Expected (total, trainable) {expected}, found {answer}. {why} Section 2."
     )
@@ -910,11 +1129,15 @@ count_parameters = Exercise(
         (_by_state_dict, "holds buffers, too"),
         (_with_buffers, "are not parameters"),
         (_by_children, "of the model itself"),
-        (_called_only, "still a part of the model"),
+        (_called_only, "still part of the model"),
         (_by_weight, "a frozen weight's bias"),
         (lambda model: (_count_parameters(model)[0],) * 2, "requires_grad=False"),
         (lambda model: _count_parameters(model)[0], "two numbers"),
         (lambda model: {"total": 70, "trainable": 27}, "two numbers"),
+        (lambda model: (70, 27), "has 3 * 2 + 2"),
+        (lambda model: ("70", "27"), "two ints"),
+        (lambda model: (70, 43), "frozen ones"),
+        (lambda model: (len(list(model.parameters())),) * 2, "You count tensors"),
         (lambda model: _count_parameters(model)[::-1], "total first"),
     ],
 )
