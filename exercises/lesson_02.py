@@ -608,9 +608,11 @@ strip_wrappers = Exercise(
         'while key.startswith(("module.", "_orig_mod.")): key = key.partition(".")[2]',
     ],
     solution=_solution_strip,
-    text=inspect.getsource(_solution_strip).replace(
-        "_solution_strip", "strip_wrappers"
-    ),
+    text=inspect.getsource(_solution_strip).replace("_solution_strip", "strip_wrappers")
+    + """
+# PyTorch has a helper for one prefix, which changes the dictionary itself:
+# torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
+""",
     wrong_answers=[
         (
             _on_keys(lambda k: k.replace("module.", "").replace("_orig_mod.", "")),
