@@ -980,7 +980,7 @@ average = Exercise(
 )
 
 
-# --- Deeper: an optimizer that was made too early --------------------------------
+# --- Deeper: an optimizer that was created too early -----------------------------
 
 
 def _check_prepare(prepare: Callable[[State], tuple[nn.Module, object]]) -> None:
