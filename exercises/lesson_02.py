@@ -16,42 +16,42 @@ State = dict[str, torch.Tensor]
 QUIZZES = {
     "best_weights": [
         {
-            "question": "After the last epoch we load best into a fresh model. "
-            "Which validation accuracy does it have?",
+            "question": "After the last epoch, you load best into a new model. "
+            "Which validation accuracy does the new model have?",
             "type": "multiple_choice",
             "answers": [
                 {
                     "answer": "that of the best epoch",
                     "correct": False,
-                    "feedback": "That is what the name promises. But state_dict() "
-                    "copies no tensor, and training goes on changing those tensors.",
+                    "feedback": "That is the intention. But state_dict() does not copy "
+                    "the tensors, and training keeps changing them.",
                 },
                 {
                     "answer": "that of the last epoch",
                     "correct": True,
-                    "feedback": "Yes. best holds the model's own memory, and that is "
-                    "where the last epoch wrote.",
+                    "feedback": "Yes. The tensors in best share memory with the model, "
+                    "so they hold the weights of the last epoch.",
                 },
                 {
                     "answer": "that of an untrained model",
                     "correct": False,
-                    "feedback": "load_state_dict does copy values into the fresh "
-                    "model. The question is which values best holds by then.",
+                    "feedback": "load_state_dict does copy values into the new model. "
+                    "The question is which values best holds at that time.",
                 },
             ],
         }
     ],
     "does_not_fit": [
         {
-            "question": "The head in the state has 5 classes, the model's has 10. "
+            "question": "The head has 5 outputs in the state and 10 in the model. "
             "What does load_state_dict(state, strict=False) do?",
             "type": "multiple_choice",
             "answers": [
                 {
                     "answer": "it skips the head and loads the rest, without an error",
                     "correct": False,
-                    "feedback": "This is what many expect. strict=False is about keys. "
-                    "Here the keys are the same, and the shapes are not.",
+                    "feedback": "Many expect this. But strict=False is about keys. "
+                    "Here the keys match, and the shapes do not.",
                 },
                 {
                     "answer": "it reports head.weight as a missing key",
@@ -61,7 +61,7 @@ QUIZZES = {
                 {
                     "answer": "it copies the first 5 rows",
                     "correct": False,
-                    "feedback": "PyTorch never copies a part of a parameter.",
+                    "feedback": "load_state_dict never copies only part of a tensor.",
                 },
                 {
                     "answer": "it raises a RuntimeError",
@@ -71,19 +71,19 @@ QUIZZES = {
             ],
         },
         {
-            "question": "Suppose it raises. What does the model hold after the error?",
+            "question": "If it raises an error, what does the model then contain?",
             "type": "multiple_choice",
             "answers": [
                 {
                     "answer": "exactly what it held before",
                     "correct": False,
-                    "feedback": "So one would hope. But layers are copied one by one, "
-                    "and nothing is undone.",
+                    "feedback": "That would be safer. But the layers are copied one by "
+                    "one, and nothing is undone.",
                 },
                 {
-                    "answer": "the state's layers, and its own old head",
+                    "answer": "the state's values, except in the head",
                     "correct": True,
-                    "feedback": "Yes: all that fits has been copied already.",
+                    "feedback": "Yes: everything that fits has already been copied.",
                 },
                 {
                     "answer": "random values",
@@ -119,7 +119,7 @@ class _Registered(_Start):
 
 def _check_registered(make: Callable[[], nn.Module]) -> None:
     if isinstance(make, nn.Module):
-        raise Wrong("That is a model. Pass the class itself: check(Net).")
+        raise Wrong("This is a model. Pass the class itself: check(Net).")
     model = make()
     if not isinstance(model, nn.Module):
         raise Wrong(f"Calling it gave a {type(model).__name__}, not an nn.Module.")
@@ -132,8 +132,8 @@ def _check_registered(make: Callable[[], nn.Module]) -> None:
         )
     if "mean" not in keys and "mean" in dict(model.named_buffers()):
         raise Wrong(
-            "mean is a buffer with persistent=False: it moves with the model, but "
-            "stays out of the state_dict, and would be lost. Section 2."
+            "mean is a buffer with persistent=False: it moves with the model, but is "
+            "not in the state_dict, so it is not saved. Section 2."
         )
     if "mean" not in keys:
         raise Wrong(
@@ -150,8 +150,8 @@ def _check_registered(make: Callable[[], nn.Module]) -> None:
     expected = {k: v.shape for k, v in _Registered().state_dict().items()}
     if shapes != expected:
         raise Wrong(
-            "Keep the names and the shapes: they are the keys that other code and "
-            f"older files expect. Expected {list(expected)} and a mean of shape (4,), "
+            "Keep the names and the shapes, because other code and existing files "
+            f"rely on them. Expected {list(expected)} and a mean of shape (4,), "
             f"found {keys} and {tuple(shapes['mean'])}. Section 1."
         )
     loss = model(torch.rand(3, 4)).sum()
@@ -175,9 +175,8 @@ def _check_registered(make: Callable[[], nn.Module]) -> None:
         expected = nn.functional.linear(hidden, *second)
         if not torch.allclose(candidate(x), expected, atol=1e-5):
             raise Wrong(
-                "All keys are there, but the output is not that of both layers "
-                "applied to x - self.mean, as in the start. Does forward use what "
-                "you registered?"
+                "All keys are right, but the output is not that of the two layers "
+                "applied to x - self.mean. Does forward use what you registered?"
             )
 
 
@@ -240,7 +239,7 @@ registered = Exercise(
     _check_registered,
     start=_Start,
     hints=[
-        "Print list(Net().state_dict()). Which names do you miss?",
+        "Print list(Net().state_dict()). Which names are missing?",
         "A module registers parameters, buffers and modules. A list and a tensor are "
         "none of these.",
         "nn.ModuleList for the layers, self.register_buffer(name, tensor) for mean.",
@@ -305,8 +304,8 @@ def _check_safe_load(safe_load: Callable[[nn.Module, State], None]) -> None:
     safe_load(model, good)
     if max_difference(model.state_dict(), good) > 0:
         raise Wrong(
-            "A state that fits was not loaded: the model does not hold its values. "
-            "Loading into a copy is a test; the model itself must be loaded as well."
+            "A state that fits was not loaded: the model does not have its values. "
+            "Loading into a copy is only a test; the model itself must be loaded, too."
         )
     _same_parameters(objects, model)
     other = _filled(SmallCNN().state_dict())
@@ -339,13 +338,13 @@ def _check_failure(safe_load: Callable, case: str, state: State) -> None:
         parameters = dict(model.named_parameters())
         if model.loads < 2:
             reason = (
-                "load_state_dict copies what fits before it raises: find every misfit "
-                "before, or load a backup into this model (`model = backup` only "
-                "changes a local name). Section 4."
+                "load_state_dict copies what fits before it raises an error. Find all "
+                "mismatches before you load, or load a backup into this model "
+                "(`model = backup` only changes a local name). Section 4."
             )
         elif any(key in parameters for key in changed):
             reason = (
-                "You loaded a backup, but by then it held the new values, too: it "
+                "You loaded a backup, but it already held the new values: it "
                 "shares its memory with the model, or you took it after the load. "
                 "Take a real copy before you load. Section 3."
             )
@@ -360,8 +359,8 @@ def _check_failure(safe_load: Callable, case: str, state: State) -> None:
     _same_parameters(objects, model)
     if not raised:
         raise Wrong(
-            f"A state {case} raised no error. Your caller goes on and believes "
-            "that the weights are loaded: raise. Section 4."
+            f"A state {case} raised no error, so the caller assumes that the weights "
+            "are loaded. Raise an error. Section 4."
         )
 
 
@@ -369,7 +368,7 @@ def _same_parameters(objects: list[nn.Parameter], model: nn.Module) -> None:
     if any(a is not b for a, b in zip(objects, model.parameters(), strict=True)):
         raise Wrong(
             "The values are right, but the model has new parameters (assign=True?). An "
-            "optimizer made before still holds the old ones. Copy the values instead."
+            "existing optimizer still holds the old ones. Copy the values instead."
         )
 
 
@@ -474,7 +473,7 @@ safe_load = Exercise(
         "What does backup hold after load_state_dict has written into the model?",
         "Section 3: backup shares its memory with the model, so it was overwritten "
         "too.",
-        "Which line of section 3's table really copies? Use it for backup.",
+        "Which expressions in section 3 really copy? Use one for backup.",
     ],
     solution=_restore_with(copy.deepcopy),
     text="""\
@@ -486,8 +485,8 @@ def safe_load(model, state):
         model.load_state_dict(backup)
         raise
 
-# or, with no backup: compare all keys and shapes first, or rehearse with
-# copy.deepcopy(model).load_state_dict(state)
+# or, without a backup: compare all keys and shapes first, or try
+# copy.deepcopy(model).load_state_dict(state) first
 """,
     wrong_answers=[
         (_restore_with(dict), "shares its memory"),
@@ -543,8 +542,8 @@ def _check_strip_wrappers(strip_wrappers: Callable[[State], State]) -> None:
         stripped = strip_wrappers(state)
         if list(state) != list(given):
             raise Wrong(
-                f"The dictionary that was passed in has changed ({case}): it holds "
-                f"{list(state)} now. Build a new one and return it. Section 5."
+                f"You changed the dictionary that was passed in ({case}): it now "
+                f"holds {list(state)}. Build a new one and return it. Section 5."
             )
         if not isinstance(stripped, dict):
             raise Wrong(f"Expected a dictionary, got a {type(stripped).__name__}.")
@@ -561,14 +560,14 @@ def _check_strip_wrappers(strip_wrappers: Callable[[State], State]) -> None:
 def _reason(case: str) -> str:
     if case.startswith("module. in the middle"):
         return (
-            "Only a prefix at the beginning is the wrapper's; replace takes them "
-            "all, wherever they stand."
+            "Only a prefix at the beginning comes from a wrapper, but "
+            "replace removes every match."
         )
     if "compile" in case and "D" in case:
         return "Wrappers can be nested, in either order."
     if case == "torch.compile":
-        return "torch.compile has a prefix, too."
-    return "Cut the prefix only where a key begins with exactly that prefix."
+        return "torch.compile adds a prefix, too."
+    return "Remove the prefix only where a key begins with exactly that prefix."
 
 
 def _strip(key: str) -> str:
@@ -602,29 +601,31 @@ strip_wrappers = Exercise(
     _check_strip_wrappers,
     start=_start_strip,
     hints=[
-        "Build a new dictionary: for each key work out the new key, keep the value.",
-        'key.removeprefix("module.") leaves a key alone that does not begin with it.',
-        "Two wrappers can be nested in either order: strip until nothing is left to "
-        "strip.",
+        "Build a new dictionary: compute each new key, and keep the value.",
+        'key.removeprefix("module.") changes only a key that begins with "module.".',
+        "Wrappers can be nested in either order: repeat until the key has no prefix "
+        "left.",
         'while key.startswith(("module.", "_orig_mod.")): key = key.partition(".")[2]',
     ],
     solution=_solution_strip,
-    text=inspect.getsource(_solution_strip).replace(
-        "_solution_strip", "strip_wrappers"
-    ),
+    text=inspect.getsource(_solution_strip).replace("_solution_strip", "strip_wrappers")
+    + """
+# PyTorch has a helper for one prefix, which changes the dictionary itself:
+# torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
+""",
     wrong_answers=[
         (
             _on_keys(lambda k: k.replace("module.", "").replace("_orig_mod.", "")),
-            "replace takes them all",
+            "replace removes every match",
         ),
         (
             _on_keys(lambda k: k.replace("module.", "", 1).replace("_orig_mod.", "")),
-            "replace takes them all",
+            "replace removes every match",
         ),
         (_on_keys(lambda k: k[7:]), "only where a key begins"),
         (_on_keys(lambda k: k.lstrip("module.")), "only where a key begins"),
         (_on_keys(lambda k: k.split(".", 1)[1]), "only where a key begins"),
-        (_on_keys(lambda k: k.removeprefix("module.")), "torch.compile has a prefix"),
+        (_on_keys(lambda k: k.removeprefix("module.")), "torch.compile adds a prefix"),
         (_on_keys(_strip), "in either order"),
         (_in_place, "Build a new one"),
         (lambda state: list(_solution_strip(state)), "Expected a dictionary"),
@@ -653,7 +654,7 @@ def _check_load_backbone(load_backbone: Callable[[nn.Module, State], None]) -> N
         load_backbone(model, state)
         if list(state) != list(given) or max_difference(state, given) > 0:
             raise Wrong(
-                "The state that was passed in has changed: its owner may still need "
+                "You changed the state that was passed in: the caller may still need "
                 "the head. Build a new dictionary. Section 5."
             )
         for key, value in model.state_dict().items():
@@ -665,8 +666,8 @@ def _check_load_backbone(load_backbone: Callable[[nn.Module, State], None]) -> N
                 )
             if key.startswith("head.") and not torch.equal(value, before[key]):
                 raise Wrong(
-                    f"{key} was overwritten. The new task keeps its own head, even "
-                    f"where the shapes agree (here both have {classes} classes)."
+                    f"{key} was overwritten. The model must keep its own head, even "
+                    f"if the shapes match (the state's head has {classes} outputs)."
                 )
         memory = {tensor.data_ptr() for tensor in state.values()}
         if any(tensor.data_ptr() in memory for tensor in model.state_dict().values()):
@@ -722,15 +723,15 @@ def _check_refusals(load_backbone: Callable[[nn.Module, State], None]) -> None:
                 damaged.append(case)
         else:
             raise Wrong(
-                f"A state {case} was accepted without a word. strict=False returns "
-                "the missing and the unexpected keys: compare them with what you "
-                "expect, and raise. Sections 4 and 5."
+                f"A state {case} was accepted silently. strict=False returns the "
+                "missing and the unexpected keys: if they are not what you expect, "
+                "raise a ValueError. Sections 4 and 5."
             )
     if damaged:
         raise Wrong(
-            f"A state {damaged[0]} was refused, but only after it had been loaded in "
-            "part: the model is a mixture now. Compare keys and shapes before you "
-            "load, or rehearse on a copy of the model. Section 4."
+            f"A state {damaged[0]} was refused, but only after part of it was "
+            "loaded: the model is a mixture now. Compare keys and shapes before you "
+            "load, or load into a copy of the model first. Section 4."
         )
 
 
@@ -821,10 +822,10 @@ load_backbone = Exercise(
     start=_start_backbone,
     hints=[
         "First build a dictionary without the head, as in section 5.",
-        'Not every key that holds "head" is the head\'s: use startswith("head.").',
-        "If you load first and look afterwards, a refused state has already changed "
-        "the model. Compare keys and shapes before, as in section 4, or rehearse on a "
-        "copy of the model.",
+        'Not every key with "head" in it is the head\'s: use startswith("head.").',
+        "If you load first and check later, a refused state has already changed the "
+        "model. Compare keys and shapes before you load, as in section 4, or load "
+        "into a copy of the model first.",
         "own = {key: shape} of model.state_dict() without the head, new = the same of "
         "the backbone; misfits = [k for k in own | new if own.get(k) != new.get(k)]",
     ],
@@ -834,7 +835,7 @@ load_backbone = Exercise(
     ),
     wrong_answers=[
         (_what_fits, "was overwritten"),
-        (_what_fits_without_head, "was accepted without a word"),
+        (_what_fits_without_head, "was accepted silently"),
         (
             lambda model, state: (
                 model.load_state_dict(
@@ -848,7 +849,7 @@ load_backbone = Exercise(
             lambda model, state: (
                 model.load_state_dict(_backbone_of(state), strict=False) and None
             ),
-            "was accepted without a word",
+            "was accepted silently",
         ),
         (_popped, "Build a new dictionary"),
         (_only_parameters, "buffers included"),
@@ -879,9 +880,9 @@ def _check_average(average: Callable[[State, State], State]) -> None:
         for name, state, before in zip(("a", "b"), states, kept, strict=True):
             if list(state) != list(before) or max_difference(state, before) > 0:
                 raise Wrong(
-                    f"{name} was changed: you average in place (+=, add_, mul_ or "
-                    "copy_) or write into the dictionary that you were given, and "
-                    "with it into the model itself. Section 3 of lesson 02."
+                    f"You changed {name}: you average in place (+=, add_, mul_ or "
+                    "copy_), or write into the dictionary that was passed in, and so "
+                    "into the model itself. Section 3 of lesson 02."
                 )
         _check_mean(mean, *states)
 
@@ -979,7 +980,7 @@ average = Exercise(
 )
 
 
-# --- Deeper: an optimizer that was made too early --------------------------------
+# --- Deeper: an optimizer that was created too early -----------------------------
 
 
 def _check_prepare(prepare: Callable[[State], tuple[nn.Module, object]]) -> None:
@@ -1006,20 +1007,20 @@ def _check_prepare(prepare: Callable[[State], tuple[nn.Module, object]]) -> None
     optimizer.step()
     if max_difference(before, dict(model.named_parameters())) == 0:
         raise Wrong(
-            "One step of the optimizer changes no parameter: it was made before "
-            "load_state_dict(assign=True), and holds tensors that the model has "
-            "replaced. Section 5."
+            "One step of the optimizer changes no parameter: it was created before "
+            "load_state_dict(assign=True), and still holds the tensors that the model "
+            "had then. Section 5."
         )
     if left:
         raise Wrong(f"The optimizer does not hold these parameters: {left}.")
     if copied:
         raise Wrong(
             f"It trains, but {copied[0]} is a copy of the state's tensor, so the "
-            "weights take memory twice. Take over the tensors: assign=True. Section 5."
+            "weights take memory twice. Use the same tensors: assign=True. Section 5."
         )
     if drawn:
         raise Wrong(
-            "It trains, but random weights were drawn first, only to be thrown away. "
+            "It trains, but random weights were drawn first, and never used. "
             'Build the model under `with torch.device("meta"):`. Section 5.'
         )
 
@@ -1079,8 +1080,8 @@ prepare = Exercise(
     start=_start_prepare,
     hints=[
         "Which parameters does the optimizer hold, and which does the model hold now?",
-        "assign=True gives the model new parameters. When must the optimizer be made?",
-        "Build, load, then make the optimizer.",
+        "assign=True gives the model new parameters. When do you create the optimizer?",
+        "Build, load, then create the optimizer.",
     ],
     solution=_solution_prepare,
     text=inspect.getsource(_solution_prepare).replace("_solution_prepare", "prepare"),
