@@ -562,25 +562,26 @@ class _Watch:
             return (
                 f"The temporary file is in another folder ({source.parent.name}). "
                 "Moving a file to another disk copies it, and a copy can stop halfway. "
-                "Write it to the target's folder, path.parent. Section 6."
+                "Write it to the target's folder, path.parent. Section 7."
             )
         if not self.path.exists() or self.path.read_bytes() != self.old:
             return (
                 "At the moment of the rename, the old file was gone. A process that is "
                 "killed at this point leaves no file at all. Don't delete the old "
-                "file: os.replace replaces it in one step. Section 6."
+                "file: os.replace replaces it in one step. Section 7."
             )
         if size_then is None:
             return (
                 "The file is renamed before it is on the disk: without os.fsync, its "
                 "content may exist only in memory, and a power failure can leave an "
-                "empty file. Call os.fsync before os.replace. Section 6."
+                "empty file. Call os.fsync(...), by this name, before os.replace. "
+                "Section 7."
             )
         if size_then != status.st_size:
             return (
                 f"When os.fsync ran, the file had {size_then:,} bytes; at the rename "
                 f"it has {status.st_size:,}. The rest may exist only in memory: call "
-                "torch.save and file.flush() first, then os.fsync. Section 6."
+                "torch.save and file.flush() first, then os.fsync. Section 7."
             )
         return ""
 
@@ -596,7 +597,7 @@ def _check_safe_save(safe_save: Callable[[Any, Path], None]) -> None:
             safe_save(new, path)
         if max_difference(torch.load(path), new) != 0:
             raise Wrong(
-                "After the save, model.pt does not hold the new state. Section 6."
+                "After the save, model.pt does not contain the new state. Section 7."
             )
         if any(watch.renames):
             raise Wrong(max(watch.renames))
@@ -604,14 +605,15 @@ def _check_safe_save(safe_save: Callable[[Any, Path], None]) -> None:
             raise Wrong(
                 "The new file did not get its name by a rename. A copy takes time and "
                 "can be interrupted; os.replace is a single step. (Call it as "
-                "os.replace(...), so that this check sees it.) Section 6."
+                "os.replace(...), so that this check sees it.) Section 7."
             )
         if extra := sorted(f.name for f in folder.iterdir() if f != path):
             raise Wrong(
                 f"A successful save left other files behind: {', '.join(extra)}. "
-                "Section 6."
+                "Section 7."
             )
         _check_first_save(safe_save, folder.absolute() / "first.pt", new)
+        _check_interrupted_save(safe_save, path)
 
 
 def _check_first_save(
@@ -623,10 +625,37 @@ def _check_first_save(
     except FileNotFoundError as error:
         raise Wrong(
             "There was no old file yet, and your function needs one, so the first "
-            "save of a training run fails. os.replace does not need one. Section 6."
+            "save of a training run fails. os.replace does not need one. Section 7."
         ) from error
     if not path.exists() or max_difference(torch.load(path), state) != 0:
-        raise Wrong("When there was no old file, the new one was not saved. Section 6.")
+        raise Wrong("When there was no old file, the new one was not saved. Section 7.")
+
+
+class _Stop:
+    """An object that presses the stop button while it is being saved."""
+
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+def _check_interrupted_save(safe_save: Callable[[Any, Path], None], path: Path) -> None:
+    """The stop button in the middle of a save: no leftover, the interrupt raised."""
+    files = set(path.parent.iterdir())
+    try:
+        safe_save({"weights": torch.zeros(2), "stop": _Stop()}, path)
+    except KeyboardInterrupt:
+        pass
+    else:
+        raise Wrong(
+            "Someone pressed the stop button during a save, and your function "
+            "returned as if nothing had happened. Re-raise every exception. Section 7."
+        )
+    if extra := sorted(f.name for f in set(path.parent.iterdir()) - files):
+        raise Wrong(
+            f"An interrupted save left {', '.join(extra)} behind. The stop button "
+            "raises KeyboardInterrupt, which is not an Exception: catch BaseException. "
+            "Section 7."
+        )
 
 
 def _check_failing_save(safe_save: Callable[[Any, Path], None], path: Path) -> None:
@@ -641,7 +670,7 @@ def _check_failing_save(safe_save: Callable[[Any, Path], None], path: Path) -> N
             raise Wrong(
                 f"A save failed, and the caller got {type(error).__name__} instead of "
                 "the original error. After the clean-up, re-raise it: a bare `raise` "
-                "in the except block. Section 6."
+                "in the except block. Section 7."
             ) from error
         raise
     else:
@@ -650,18 +679,18 @@ def _check_failing_save(safe_save: Callable[[Any, Path], None], path: Path) -> N
         raise Wrong(
             "We tried to save a lambda, which cannot be pickled, over a good file, and "
             "the good file is damaged. torch.save must write to a file with another "
-            "name. Section 6."
+            "name. Section 7."
         )
     if not raised:
         raise Wrong(
             "A save failed, and the caller got no error. After the clean-up, re-raise "
-            "it: a bare `raise` in the except block. Section 6."
+            "it: a bare `raise` in the except block. Section 7."
         )
     if extra := sorted(f.name for f in path.parent.iterdir() if f != path):
         raise Wrong(
             f"A failed save left {', '.join(extra)} behind. On Drive, such files "
             "use up your storage. Delete the temporary file when the save fails. "
-            "Section 6."
+            "Section 7."
         )
 
 
@@ -738,6 +767,11 @@ def _another_error(state, path):
         raise RuntimeError("the save failed")  # noqa: B904
 
 
+def _swallow_the_stop(state, path):
+    with suppress(KeyboardInterrupt):
+        _solution_safe_save(state, path)
+
+
 def _sync_too_late(temp, path):
     temp.replace(path)
     with path.open("rb") as file:
@@ -767,7 +801,7 @@ safe_save = Exercise(
         (_wrong_safe_save(folder=_elsewhere, move=shutil.move), "in another folder"),
         (_wrong_safe_save(move=_copy_then_delete), "by a rename"),
         (_wrong_safe_save(move=_delete_then_rename), "was gone"),
-        (_wrong_safe_save(move=lambda temp, path: None), "does not hold the new"),
+        (_wrong_safe_save(move=lambda temp, path: None), "does not contain the new"),
         (_wrong_safe_save(fsync=""), "before it is on the disk"),
         (
             _wrong_safe_save(fsync="", move=_sync_too_late),
@@ -777,6 +811,8 @@ safe_save = Exercise(
         (_wrong_safe_save(clean=False), "left model.tmp behind"),
         (_wrong_safe_save(tell=False), "got no error"),
         (_another_error, "got RuntimeError instead"),
+        (_wrong_safe_save(), "catch BaseException"),
+        (_swallow_the_stop, "as if nothing had happened"),
         (_need_an_old_file, "no old file yet"),
     ],
 )
@@ -830,8 +866,14 @@ def _check_predict(predict: Callable[[Path, torch.Tensor], list[str]]) -> None:
                         'saved["num_classes"]. Section 4.',
                     ),
                 ):
-                    got = predict(folder / "for_use.pt", images.clone())
+                    passed = images.clone()
+                    got = predict(folder / "for_use.pt", passed)
                 _judge_predictions(got, names, images, modes, inputs)
+                if not torch.equal(passed, images):
+                    raise Wrong(
+                        "Your function changed the caller's images in place (-=, /=, "
+                        "sub_ or div_). Compute a new tensor. Exercise 4."
+                    )
             content = torch.load(folder / "for_use.pt", map_location="cpu")
     finally:
         hook.remove()
@@ -948,6 +990,14 @@ predict = Exercise(
                 prepare=lambda images, saved: images / saved["std"] - saved["mean"]
             ),
             "not with the file's",
+        ),
+        (
+            _wrong_predict(
+                prepare=lambda images, saved: images.sub_(saved["mean"]).div_(
+                    saved["std"]
+                )
+            ),
+            "in place",
         ),
         (_wrong_predict(num_classes=10), "number of classes"),
         (_wrong_predict(answer=lambda logits, names: logits.argmax(1)), "one name"),
