@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exercises import Exercise, Wrong, define
+from exercises import Exercise, Wrong, choice, define
 from helpers.compare import max_difference
 
 
@@ -70,90 +70,81 @@ def write_file_from_gpu(obj: Any, path: str | os.PathLike) -> None:
 
 QUIZZES = {
     "forgotten_eval": [
-        {
-            "question": "Your trained model classifies nearly all new images correctly."
+        choice(
+            "Your trained model classifies nearly all new images correctly."
             " You load it, forget eval(), and predict two images at a time. What "
             "happens?",
-            "type": "multiple_choice",
-            "answers": [
-                {
-                    "answer": "nothing: the weights are the same",
-                    "correct": False,
-                    "feedback": "The weights are the same. But in training mode, "
-                    "dropout and BatchNorm compute different outputs.",
-                },
-                {
-                    "answer": "a few predictions are wrong, because of dropout",
-                    "correct": False,
-                    "feedback": "Dropout costs little here. Another layer uses your "
-                    "batch's statistics instead of those from training.",
-                },
-                {
-                    "answer": "an error: the model is in the wrong mode",
-                    "correct": False,
-                    "feedback": "PyTorch allows both modes. BatchNorm1d raises an "
-                    "error only for a batch of one image.",
-                },
-                {
-                    "answer": "no error, but many predictions are wrong",
-                    "correct": True,
-                    "feedback": "Yes. BatchNorm normalizes each pair with its own mean "
-                    "and variance, and two images are too small a sample.",
-                },
-            ],
-        }
+            (
+                "nothing: the weights are the same",
+                False,
+                "The weights are the same. But in training mode, "
+                "dropout and BatchNorm compute different outputs.",
+            ),
+            (
+                "a few predictions are wrong, because of dropout",
+                False,
+                "Dropout costs little here. Another layer uses your "
+                "batch's statistics instead of those from training.",
+            ),
+            (
+                "an error: the model is in the wrong mode",
+                False,
+                "PyTorch allows both modes. BatchNorm1d raises an "
+                "error only for a batch of one image.",
+            ),
+            (
+                "no error, but many predictions are wrong",
+                True,
+                "Yes. BatchNorm normalizes each pair with its own mean "
+                "and variance, and two images are too small a sample.",
+            ),
+        )
     ],
     "changed_forward": [
-        {
-            "question": "torch.save(model, path) saved a model. Later, someone changes "
+        choice(
+            "torch.save(model, path) saved a model. Later, someone changes "
             "forward in its class. What does the loaded model compute?",
-            "type": "multiple_choice",
-            "answers": [
-                {
-                    "answer": "what it computed when it was saved",
-                    "correct": False,
-                    "feedback": "That would need the code, and the file contains none: "
-                    "only the name of the class and the model's attributes.",
-                },
-                {
-                    "answer": "nothing: PyTorch notices the change and raises an error",
-                    "correct": False,
-                    "feedback": "PyTorch does not compare the code. A renamed class "
-                    "would raise an error, because its name is in the file.",
-                },
-                {
-                    "answer": "what the new forward computes, without a warning",
-                    "correct": True,
-                    "feedback": "Yes: the old weights run in the new code.",
-                },
-            ],
-        }
+            (
+                "what it computed when it was saved",
+                False,
+                "That would need the code, and the file contains none: "
+                "only the name of the class and the model's attributes.",
+            ),
+            (
+                "nothing: PyTorch notices the change and raises an error",
+                False,
+                "PyTorch does not compare the code. A renamed class "
+                "would raise an error, because its name is in the file.",
+            ),
+            (
+                "what the new forward computes, without a warning",
+                True,
+                "Yes: the old weights run in the new code.",
+            ),
+        )
     ],
     "mmap_alone": [
-        {
-            "question": "You change one thing in the usual three lines: "
+        choice(
+            "You change one thing in the usual three lines: "
             "torch.load(path, mmap=True). How much peak memory does that save?",
-            "type": "multiple_choice",
-            "answers": [
-                {
-                    "answer": "about half: the file is not read into memory",
-                    "correct": False,
-                    "feedback": "torch.load does not read it. But load_state_dict then "
-                    "copies every tensor, and copying reads all of it.",
-                },
-                {
-                    "answer": "almost none",
-                    "correct": True,
-                    "feedback": "Yes: load_state_dict reads the whole file to copy it.",
-                },
-                {
-                    "answer": "almost all of it",
-                    "correct": False,
-                    "feedback": "That needs two more changes: build the model without "
-                    "random weights, and do not copy.",
-                },
-            ],
-        }
+            (
+                "about half: the file is not read into memory",
+                False,
+                "torch.load does not read it. But load_state_dict then "
+                "copies every tensor, and copying reads all of it.",
+            ),
+            (
+                "almost none",
+                True,
+                "Yes: load_state_dict reads the whole file to copy it.",
+            ),
+            (
+                "almost all of it",
+                False,
+                "That needs two more changes: build the model without "
+                "random weights, and do not copy.",
+            ),
+        )
     ],
 }
 
@@ -903,8 +894,9 @@ def _judge_predictions(
         )
     if comparable and not torch.allclose(seen, (images - 0.3) / 0.25, atol=1e-4):
         raise Wrong(
-            "The images were normalized, but not with the file's mean and std. Use "
-            "the training set's numbers, not this batch's. Section 4."
+            "The model's input is not (image - mean) / std with the file's two "
+            "numbers. Don't compute them from this batch, and check the parentheses. "
+            "Section 4."
         )
     if got == right:
         return
@@ -983,13 +975,19 @@ predict = Exercise(
             _wrong_predict(
                 prepare=lambda images, saved: (images - images.mean()) / images.std()
             ),
-            "not with the file's",
+            "the file's two numbers",
         ),
         (
             _wrong_predict(
                 prepare=lambda images, saved: images / saved["std"] - saved["mean"]
             ),
-            "not with the file's",
+            "the file's two numbers",
+        ),
+        (
+            _wrong_predict(
+                prepare=lambda images, saved: images - saved["mean"] / saved["std"]
+            ),
+            "check the parentheses",
         ),
         (
             _wrong_predict(
