@@ -5,6 +5,7 @@ import io
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -621,28 +622,25 @@ def _check_accumulate(step_in_parts, lr=0.5):
 
     def on_each(rank, world_size):
         model, sent = DistributedDataParallel(_net()), []
+        all_reduce = dist.all_reduce
 
-        def count(state, bucket):
-            sent.append(bucket.buffer().nbytes)
-            return allreduce_hook(None, bucket)
+        def counted(tensor, *args, **options):
+            sent.append(tensor.nbytes)
+            return all_reduce(tensor, *args, **options)
 
-        model.register_comm_hook(None, count)
+        model.register_comm_hook(None, allreduce_hook)  # calls dist.all_reduce
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         mine = slice(rank, None, world_size)
         parts = zip(inputs[mine].chunk(3), labels[mine].chunk(3), strict=True)
-        step_in_parts(model, list(parts), optimizer)
+        with mock.patch.object(dist, "all_reduce", counted):
+            step_in_parts(model, list(parts), optimizer)
         return model.module.state_dict(), sum(sent)
 
     results = _on_ranks(on_each, "A rank waits: both must take the same steps.")
     (state_0, sent), (state_1, _) = results
     model = _net()
     size = sum(p.nbytes for p in model.parameters())
-    if sent == 0:
-        raise Wrong(
-            "No gradient was ever exchanged: run the last part's forward and backward "
-            "outside no_sync. Section 4."
-        )
-    if sent > size:
+    if sent >= 2 * size:  # once, and perhaps a loss or two
         raise Wrong(
             f"Each rank passes {sent} bytes to all_reduce, but the model's gradients "
             f"have {size}: they are exchanged more than once. The forward pass, too, "
@@ -652,6 +650,9 @@ def _check_accumulate(step_in_parts, lr=0.5):
         raise Wrong(
             "The two ranks end with different weights: a later part added gradients "
             "that were never exchanged. Exchange in the *last* part."
+            if sent
+            else "No gradient was ever exchanged: run the last part's forward and "
+            "backward outside no_sync. Section 4."
         )
     before = _net().state_dict()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -660,11 +661,17 @@ def _check_accumulate(step_in_parts, lr=0.5):
     expected = model.state_dict()
     if max_difference(state_0, expected) > 1e-9:
         moved = max_difference(state_0, before) / max_difference(expected, before)
+        if abs(moved - 2) < 1e-3:
+            raise Wrong(
+                "The step is twice that of a single process with the whole batch: "
+                "all_reduce sums. Divide by the world size. Section 3."
+            )
         more = f" (it moved {moved:.1f} times as far)" if moved > 1.1 else ""
         raise Wrong(
             "The step differs from that of a single process with the whole batch"
             f"{more}: gradients add up, so each part's loss must be divided by the "
-            "number of parts. Take one step, after the last part."
+            "number of parts. Take one step, after the last part, and call zero_grad "
+            "only before the first."
         )
 
 
@@ -727,6 +734,36 @@ def _accumulate_undivided(model, parts, optimizer):
     optimizer.step()
 
 
+def _accumulate_sum(model, parts, optimizer):
+    optimizer.zero_grad()
+    with model.no_sync():
+        for inputs, labels in parts:
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad)
+    optimizer.step()
+
+
+def _accumulate_by_hand_each_time(model, parts, optimizer):
+    optimizer.zero_grad()
+    for inputs, labels in parts:
+        with model.no_sync():
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+        for parameter in model.parameters():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+    optimizer.step()
+
+
+def _accumulate_steps(model, parts, optimizer):
+    for inputs, labels in parts:
+        optimizer.zero_grad()
+        last = inputs is parts[-1][0]
+        with contextlib.nullcontext() if last else model.no_sync():
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+        optimizer.step()
+
+
 def _accumulate_last_alone(model, parts, optimizer):
     with model.no_sync():
         for inputs, labels in parts[:-1]:
@@ -762,6 +799,9 @@ def step_in_parts(model, parts, optimizer):
         (_accumulate_backward_only, "forward pass, too"),
         (_accumulate_first, "Exchange in the *last* part"),
         (_accumulate_undivided, "divided by the number of parts"),
+        (_accumulate_sum, "all_reduce sums"),
+        (_accumulate_by_hand_each_time, "more than once"),
+        (_accumulate_steps, "The two ranks end with different weights"),
         (_accumulate_last_alone, "differs from that of a single process"),
     ],
 )
