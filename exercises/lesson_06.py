@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 import tempfile
 import time
 from pathlib import Path
@@ -160,9 +161,9 @@ def _check_accuracy(accuracy):
     found = [None if value is None else round(float(value), 3) for value, _ in results]
     printed = [bool(text.strip()) for _, text in results]
     case = "Rank 0 has 9 correct of 10, rank 1 has 1 of 2. "
-    if found == [0.7, 0.7]:
+    if found[0] == 0.7:
         raise Wrong(
-            f"{case}You return 0.7, the mean of 0.9 and 0.5, as if both ranks had "
+            f"{case}Rank 0 returns 0.7, the mean of 0.9 and 0.5, as if both ranks had "
             "equally many samples. Sum the counts and divide once: 10 of 12. Section 5."
         )
     if found == [0.9, 0.5]:
@@ -211,6 +212,15 @@ def _accuracy_mean_of_ratios(num_correct, num_samples):
     dist.all_reduce(mean)
     mean /= dist.get_world_size()
     if dist.get_rank() == 0:
+        print(f"accuracy {mean.item():.3f}")
+    return mean.item()
+
+
+def _accuracy_halved_on_rank_0(num_correct, num_samples):
+    mean = torch.tensor(num_correct / num_samples)
+    dist.all_reduce(mean)
+    if dist.get_rank() == 0:
+        mean /= dist.get_world_size()
         print(f"accuracy {mean.item():.3f}")
     return mean.item()
 
@@ -275,6 +285,7 @@ def accuracy(num_correct, num_samples):
     wrong_answers=[
         (_accuracy_counts_wait, "not every rank calls it"),
         (_accuracy_mean_of_ratios, "the mean of 0.9 and 0.5"),
+        (_accuracy_halved_on_rank_0, "the mean of 0.9 and 0.5"),
         (_accuracy_to_rank_0, "reduce has one receiver"),
         (_accuracy_own, "nothing was exchanged"),
         (_accuracy_divided_twice, "the world size has no place here"),
@@ -307,13 +318,21 @@ def _check_save(save):
                 if written == [0, 1]
                 else f"Rank 0 should write the file; these wrote it: {written}."
             )
-        saved = torch.load(Path(folder, "own_0.pt"), weights_only=True)
-        if not isinstance(saved, dict) or any("module." in key for key in saved):
+        try:
+            saved = torch.load(Path(folder, "own_0.pt"), weights_only=True)
+        except pickle.UnpicklingError:
+            saved = None
+        if not isinstance(saved, dict):
+            raise Wrong(
+                "The file holds more than weights, perhaps the whole model: save "
+                "model.module.state_dict(). Section 6."
+            )
+        if any("module." in key for key in saved):
             raise Wrong(
                 "The file's keys begin with `module.`, the name under which DDP holds "
                 "your model: a plain model refuses them. Section 2."
             )
-        if max_difference(saved, state):
+        if saved.keys() != state.keys() or max_difference(saved, state):
             raise Wrong("The file does not hold the model's own state_dict.")
 
         def one_file(rank, world_size):  # rank 0 is slow: does rank 1 wait for it?
@@ -354,6 +373,18 @@ def _save_everywhere(model, file):
 def _save_prefixed(model, file):
     if dist.get_rank() == 0:
         torch.save(model.state_dict(), file)
+    dist.barrier()
+
+
+def _save_whole(model, file):
+    if dist.get_rank() == 0:
+        torch.save(model.module, file)
+    dist.barrier()
+
+
+def _save_in_a_dict(model, file):
+    if dist.get_rank() == 0:
+        torch.save({"model": model.module.state_dict()}, file)
     dist.barrier()
 
 
@@ -398,6 +429,8 @@ def save(model, file):
     wrong_answers=[
         (_save_everywhere, "Every rank writes the file"),
         (_save_prefixed, "begin with `module.`"),
+        (_save_whole, "more than weights"),
+        (_save_in_a_dict, "does not hold the model's own state_dict"),
         (_save_and_go, "Rank 1 returns before rank 0"),
         (_save_barrier_first, "Rank 1 returns before rank 0"),
         (_save_barrier_in_if, "stands under an `if`"),
@@ -430,7 +463,9 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
     def on_each(rank, world_size):
         names = {"__name__": "one"}  # not "__main__": `train` alone is called
         exec(compile(program, "one.py", "exec"), names)
-        train = names["train"]
+        train = names.get("train")
+        if train is None:
+            raise Wrong("one.py should define the function train.")
         dataset = _Recorded(n)
         # Another seed on each rank: DDP has to make the weights equal
         state = train(_net(rank), dataset, num_epochs, batch_size, lr)
@@ -498,7 +533,8 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
     if asked_0[: n // 2] == asked_0[n // 2 : n]:
         raise Wrong(
             "Both epochs have the same order, so each rank only ever sees half of "
-            "the data: call sampler.set_epoch(epoch). Section 5."
+            "the data: let the sampler shuffle, and call sampler.set_epoch(epoch). "
+            "Section 5."
         )
 
 
@@ -609,6 +645,14 @@ many = Exercise(
             _many_without(("        sampler.set_epoch(epoch)\n", "")),
             "call sampler.set_epoch(epoch)",
         ),
+        (
+            _many_without(
+                ("Sampler(dataset)", "Sampler(dataset, shuffle=False)"),
+            ),
+            "let the sampler shuffle",
+        ),
+        (_many_without(("lr=lr", "lr=lr * world_size")), "Did you keep"),
+        (_many_without(("def train(", "def train_ddp(")), "define the function train"),
         (_many_without(("model.module.", "model.")), "begin with `module.`"),
     ],
 )
