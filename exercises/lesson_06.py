@@ -561,7 +561,7 @@ if __name__ == "__main__":
     torch.save(state, "one.pt")
 """
 MANY = """\
-import gc
+import gc, os
 import torch
 import torch.distributed as dist
 import torch.distributed.nn
@@ -589,8 +589,8 @@ def train(model, dataset, num_epochs, batch_size, lr):
 
 
 if __name__ == "__main__":
-    dist.init_process_group()
-    gpus = torch.cuda.device_count() >= dist.get_world_size()
+    gpus = torch.cuda.device_count() >= int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     device = torch.device("cuda", dist.get_node_local_rank()) if gpus else "cpu"
     torch.manual_seed(0)
     model = models.SmallCNN().to(device)
