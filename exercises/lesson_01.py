@@ -753,7 +753,10 @@ def _check_mini_summary(mini_summary):
             f"not {rows!r}. Section 3."
         ) from error
     if _modes(model) != modes:
-        raise Wrong("Your function changes the model's mode, and leaves it so.")
+        raise Wrong(
+            "Your function changes the model's mode, and leaves it so. Call `eval()` "
+            "outside it. Section 3."
+        )
     if users.id not in model.head._forward_hooks:
         raise Wrong(
             "The user had a hook on the model, and it is gone: remove your own hooks "
@@ -786,7 +789,7 @@ def _check_mini_summary(mini_summary):
         if found == wanted:
             continue
         if found[1] != wanted[1]:
-            why = "The shape is that of the layer's output (sections 1 to 3)."
+            why = "The shape is that of the layer's output, a tuple or a torch.Size."
         elif wanted[0] == "again":
             why = "This layer has been counted already, in its first row."
         elif wanted[0] == "tied":
