@@ -98,6 +98,11 @@ def _check_one_output(one_output_loss):
         row, targets = logits.detach().squeeze(1), labels.float()
         right = bce(row, targets)
         if torch.isclose(found, right, atol=1e-5):
+            if not found.requires_grad:
+                raise Wrong(
+                    "The number is right, but the loss has lost its connection to the "
+                    "logits, so backward() cannot train the model. Section 2."
+                )
             continue
         x = logits.detach()
         spread = -(
@@ -193,6 +198,12 @@ def one_output_loss(logits, labels):
             "broadcast",
         ),
         (
+            lambda logits, labels: _functional.binary_cross_entropy_with_logits(
+                logits.detach().squeeze(1), labels.float()
+            ),
+            "lost its connection",
+        ),
+        (
             lambda logits, labels: (logits.squeeze(1) - labels).square().mean(),
             "not binary cross-entropy",
         ),
@@ -230,6 +241,7 @@ def _check_freeze_body(freeze_body):
     for _ in range(2):  # as in training: epoch after epoch
         before = copy.deepcopy(model.state_dict())
         model.modes.clear()
+        model.eval()  # the last epoch ended with a validation
         freeze_body(model)
         if not all(p.requires_grad for p in model.head.parameters()):
             raise Wrong("The head is frozen too, but it must train. Section 2.")
@@ -242,7 +254,11 @@ def _check_freeze_body(freeze_body):
         moved = {k for k in before if not torch.equal(before[k], after[k])}
         own = {f"body.{name}" for name, _ in model.body.named_parameters()}
         if found := sorted(moved & own):
-            raise Wrong(f"The body was trained: {found} changed. Freeze it. Section 2.")
+            raise Wrong(
+                f"The body was trained: {found} changed. Freeze its parameters, with "
+                "requires_grad_(False). (`body.requires_grad = False`, without the "
+                "underscore, only sets an attribute of the module.) Section 2."
+            )
         if found := sorted(k for k in moved if k.startswith("body.")):
             raise Wrong(
                 f"The body's running statistics changed: {found}. It was in train "
@@ -297,6 +313,17 @@ def _no_eval(model):
     model.train()
 
 
+def _attribute_only(model):
+    model.body.requires_grad = False
+    model.train()
+    model.body.eval()
+
+
+def _never_train(model):
+    model.body.requires_grad_(False)
+    model.body.eval()
+
+
 def _freezes_all(model):
     model.requires_grad_(False)
     model.train()
@@ -324,6 +351,8 @@ def freeze_body(model):
         (_batch_norm_only, "Dropout is still active"),
         (_no_eval, "running statistics changed"),
         (_freezes_all, "head is frozen too"),
+        (_attribute_only, "only sets an attribute"),
+        (_never_train, "head's Dropout is off"),
     ],
 )
 
@@ -373,13 +402,19 @@ def _check_pair(train_images, plain_images, size):
                     f"An image from {name}_images should have the shape "
                     f"{(3, size, size)}; found {shape}. Section 4."
                 )
-            if not torch.allclose(picture.float(), torch.tensor(value), atol=0.02):
-                colour, mean = "black" if value < 0 else "white", picture.float().mean()
+            if picture.dtype != torch.float32:
+                raise Wrong(
+                    f"An image from {name}_images should be torch.float32, as the "
+                    f"network's weights are; found {picture.dtype}. Section 4."
+                )
+            if not torch.allclose(picture, torch.tensor(value), atol=0.02):
+                colour, mean = "black" if value < 0 else "white", picture.mean()
                 raise Wrong(
                     f"A {colour} image from {name}_images should be {value} "
                     f"everywhere; found {mean:.2f} on average. Both transforms need "
                     "the same normalization, the one that the network was trained "
-                    "with. Section 4."
+                    "with. (And crop and mirror only: rotations and colour changes "
+                    "are not part of this exercise.) Section 4."
                 )
     reads = [plain_images[2][0] for _ in range(12)]
     if any(not torch.equal(reads[0], read) for read in reads):
@@ -395,11 +430,14 @@ def _check_pair(train_images, plain_images, size):
             "train_images returns the same image each time: there is no "
             "augmentation. Section 4."
         )
-    brighter = {
-        bool(r[:, :, : size // 2].mean() > r[:, :, size // 2 :].mean()) for r in reads
-    }
-    if len(brighter) == 1:
-        raise Wrong("train_images never mirrors an image: use RandomHorizontalFlip.")
+    gaps = [r[..., : size // 2].mean() - r[..., size // 2 :].mean() for r in reads]
+    mirrored = {bool(gap > 0) for gap in gaps if abs(gap) > 0.05}  # black was left
+    if len(mirrored) == 1:
+        often = "every" if mirrored == {True} else "no"
+        raise Wrong(
+            f"train_images mirrors {often} image: RandomHorizontalFlip does it with "
+            "probability 0.5. Section 4."
+        )
     if len(kinds) == 2:
         raise Wrong("train_images only mirrors: crop at random too. Section 4.")
 
@@ -459,6 +497,23 @@ def _flips_only(folder, size):
     return ImageFolder(folder, flip), ImageFolder(folder, _plain(size, _end()))
 
 
+def _always_mirrored(folder, size):
+    mirror = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(1), *_end()]
+    plain = _plain(size, _end())
+    return ImageFolder(folder, v2.Compose(mirror)), ImageFolder(folder, plain)
+
+
+def _never_mirrored(folder, size):
+    crop = v2.Compose([v2.RandomResizedCrop(size), *_end()])
+    return ImageFolder(folder, crop), ImageFolder(folder, _plain(size, _end()))
+
+
+def _float64(folder, size):
+    end = [v2.ToImage(), v2.ToDtype(torch.float64, scale=True), *_end()[2:]]
+    train_images = ImageFolder(folder, _augmented(size, _end()))
+    return train_images, ImageFolder(folder, _plain(size, end))
+
+
 def _short_side(folder, size):
     plain = v2.Compose([v2.Resize(size), *_end()])
     return ImageFolder(folder, _augmented(size, _end())), ImageFolder(folder, plain)
@@ -493,6 +548,9 @@ def two_datasets(folder, size):
         (_both_plain, "no augmentation"),
         (_other_end, "the same normalization"),
         (_flips_only, "only mirrors"),
+        (_always_mirrored, "mirrors every image"),
+        (_never_mirrored, "mirrors no image"),
+        (_float64, "should be torch.float32"),
         (_short_side, "should have the shape"),
     ],
 )
@@ -519,8 +577,8 @@ def _check_five_classes(for_five_classes):
         )
     if not isinstance(model.fc, nn.Linear) or model.fc.in_features != 512:
         raise Wrong(
-            "model.fc should be one new Linear that takes the body's 512 features. Do "
-            "not keep the old layer with its 1,000 scores. Section 2."
+            f"model.fc should be one new Linear(512, 5); found {model.fc}. A layer "
+            "behind the old one gets its 1,000 scores, not the features. Section 2."
         )
     after = model.state_dict()
     lost = [k for k in before if k[:2] != "fc" and not torch.equal(before[k], after[k])]
