@@ -36,7 +36,7 @@ QUIZZES = {
                     "answer": "that of an untrained model",
                     "correct": False,
                     "feedback": "load_state_dict does copy values into the new model. "
-                    "The question is which values best holds at that time.",
+                    "The question is which values the tensors in best hold by then.",
                 },
             ],
         }
@@ -50,7 +50,7 @@ QUIZZES = {
                 {
                     "answer": "it skips the head and loads the rest, without an error",
                     "correct": False,
-                    "feedback": "Many expect this. But strict=False is about keys. "
+                    "feedback": "Many people expect this. But strict=False is about keys. "
                     "Here the keys match, and the shapes do not.",
                 },
                 {
@@ -240,9 +240,10 @@ registered = Exercise(
     start=_Start,
     hints=[
         "Print list(Net().state_dict()). Which names are missing?",
-        "A module registers parameters, buffers and modules. A list and a tensor are "
-        "none of these.",
-        "nn.ModuleList for the layers, self.register_buffer(name, tensor) for mean.",
+        "A module registers parameters, buffers and modules. A plain list or a plain "
+        "tensor is none of these.",
+        "nn.ModuleList for the layers; self.register_buffer(name, tensor) for mean, "
+        "instead of the line self.mean = ...",
     ],
     solution=_Registered,
     text="""\
