@@ -357,8 +357,9 @@ def _refusal(read: Callable[[Path], Any], path: Path) -> None:
             ) from error
         if "statedict" not in advice.lower().replace("_", "").replace(" ", ""):
             raise Wrong(
-                f"The file is refused, but {advice!r} does not tell the user what to "
-                "do. Say what to send instead: the model's state_dict. Section 5."
+                f"The file is refused, but {advice!r} does not name what this "
+                "function can load. Say what to send instead: the model's "
+                "state_dict, saved with torch.save. Section 5."
             ) from error
     except pickle.UnpicklingError as error:
         raise Wrong(
