@@ -96,7 +96,7 @@ QUIZZES = {
                 "no error, but many predictions are wrong",
                 True,
                 "Yes. BatchNorm normalizes each pair with its own mean "
-                "and variance, and two images are too small a sample.",
+                "and variance, so every feature becomes about -1 or 1.",
             ),
         )
     ],
@@ -191,13 +191,17 @@ RUNS_CODE = (
 
 @contextmanager
 def _explained(*known: tuple[str, str]) -> Iterator[None]:
-    """Turn a known RuntimeError of PyTorch's into Wrong: (in its message, the advice).
+    """Turn a known error into Wrong: (in its message, the advice).
 
     Everything else comes through as it is.
     """
     try:
         yield
-    except (RuntimeError, ValueError) as error:  # also one that the learner made of it
+    except (
+        RuntimeError,
+        ValueError,
+        IndexError,
+    ) as error:  # also one that the learner made of it
         for phrase, advice in known:
             if phrase in f"{error} {error.__cause__}":
                 raise Wrong(advice) from error
@@ -340,7 +344,7 @@ load_model = Exercise(
 )
 
 
-# Exercise 2: a cure from a forum
+# Exercise 3: a cure from a forum
 
 
 def _refusal(read: Callable[[Path], Any], path: Path) -> None:
@@ -357,8 +361,9 @@ def _refusal(read: Callable[[Path], Any], path: Path) -> None:
             ) from error
         if "statedict" not in advice.lower().replace("_", "").replace(" ", ""):
             raise Wrong(
-                f"The file is refused, but {advice!r} does not tell the user what to "
-                "do. Say what to send instead: the model's state_dict. Section 5."
+                f"The file is refused, but {advice!r} does not name what this "
+                "function can load. Say what to send instead: the model's "
+                "state_dict, saved with torch.save. Section 5."
             ) from error
     except pickle.UnpicklingError as error:
         raise Wrong(
@@ -403,7 +408,7 @@ def _check_read_weights(read_weights: Callable[[Path], Any]) -> None:
                 raise Wrong(
                     "A missing file should raise FileNotFoundError, which torch.load "
                     "does by itself. Your function returned without an error. "
-                    "Exercise 2."
+                    "Exercise 3."
                 )
     finally:
         torch.serialization.clear_safe_globals()
@@ -510,7 +515,7 @@ read_weights = Exercise(
 )
 
 
-# Exercise 3: a safe save
+# Exercise 4: a safe save
 
 
 class _Watch:
@@ -591,7 +596,7 @@ def _check_safe_save(safe_save: Callable[[Any, Path], None]) -> None:
                 "After the save, model.pt does not contain the new state. Section 7."
             )
         if any(watch.renames):
-            raise Wrong(max(watch.renames))
+            raise Wrong(next(filter(None, watch.renames)))
         if not watch.renames:
             raise Wrong(
                 "The new file did not get its name by a rename. A copy takes time and "
@@ -809,7 +814,7 @@ safe_save = Exercise(
 )
 
 
-# Exercise 4: use a model from its file alone
+# Exercise 2: use a model from its file alone
 
 
 def _file_for_use(path: Path, names: list[str], count: int) -> torch.Tensor:
@@ -856,6 +861,17 @@ def _check_predict(predict: Callable[[Path, torch.Tensor], list[str]]) -> None:
                         "The number of classes is in the file: build the model with "
                         'saved["num_classes"]. Section 4.',
                     ),
+                    (
+                        'state_dict: "num_classes"',
+                        "The file contains more than the weights: load only "
+                        'saved["model_state_dict"]. Section 4.',
+                    ),
+                    (
+                        "list index out of range",
+                        "A number is too large for the list of names. argmax(0) "
+                        "compares the images with each other; argmax(1) returns one "
+                        "class for each image. Section 4.",
+                    ),
                 ):
                     passed = images.clone()
                     got = predict(folder / "for_use.pt", passed)
@@ -863,7 +879,7 @@ def _check_predict(predict: Callable[[Path, torch.Tensor], list[str]]) -> None:
                 if not torch.equal(passed, images):
                     raise Wrong(
                         "Your function changed the caller's images in place (-=, /=, "
-                        "sub_ or div_). Compute a new tensor. Exercise 4."
+                        "sub_ or div_). Compute a new tensor. Exercise 2."
                     )
             content = torch.load(folder / "for_use.pt", map_location="cpu")
     finally:
@@ -937,12 +953,13 @@ def _wrong_predict(
     ready: Callable[[nn.Module], Any] = nn.Module.eval,
     prepare: Callable = lambda images, saved: (images - saved["mean"]) / saved["std"],
     answer: Callable = lambda logits, names: [names[n] for n in logits.argmax(1)],
+    weights: Callable = lambda saved: saved["model_state_dict"],
 ) -> Callable[[Path, torch.Tensor], Any]:
     @torch.no_grad()
     def predict(path, images):
         saved = torch.load(path, map_location="cpu", weights_only=weights_only)
         model = DigitsNet(num_classes or saved["num_classes"])
-        model.load_state_dict(saved["model_state_dict"])
+        model.load_state_dict(weights(saved))
         ready(model)
         return answer(model(prepare(images, saved)), saved["class_names"])
 
@@ -1008,6 +1025,13 @@ predict = Exercise(
             "one name for each",
         ),
         (_wrong_predict(answer=_sorted_names), "the order of the file"),
+        (
+            _wrong_predict(
+                answer=lambda logits, names: [names[n] for n in logits.argmax(0)]
+            ),
+            "argmax(1) returns",
+        ),
+        (_wrong_predict(weights=lambda saved: saved), "more than the weights"),
         (_wrong_predict(weights_only=False), "ran code"),
         (lambda path, images: torch.load(path), "not here"),
     ],
