@@ -45,7 +45,7 @@ QUIZZES = {
     ],
     "half_written": [
         {
-            "question": "The program overwrites model.pt with torch.save and is killed "
+            "question": "A program overwrites model.pt with torch.save and is killed "
             "half-way. What does model.pt hold?",
             "type": "multiple_choice",
             "answers": [
@@ -244,7 +244,7 @@ def _check_resume(resume):
         apart = max((theirs[key] - ours[key]).abs().max().item() for key in ours)
         if apart:
             raise Wrong(
-                f"The weights differ by {apart:.3g} from the uninterrupted run, expected "
+                f"The weights differ by {apart:.3g} from the original run, expected "
                 "was exactly 0. Which state is loaded, and which is not? Section 3."
             )
 
