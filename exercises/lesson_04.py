@@ -45,7 +45,7 @@ QUIZZES = {
     ],
     "half_written": [
         {
-            "question": "The program overwrites model.pt with torch.save and is killed "
+            "question": "A program overwrites model.pt with torch.save and is killed "
             "half-way. What does model.pt hold?",
             "type": "multiple_choice",
             "answers": [
@@ -244,7 +244,7 @@ def _check_resume(resume):
         apart = max((theirs[key] - ours[key]).abs().max().item() for key in ours)
         if apart:
             raise Wrong(
-                f"The weights differ by {apart:.3g} from the undisturbed run, expected "
+                f"The weights differ by {apart:.3g} from the original run, expected "
                 "was exactly 0. Which state is loaded, and which is not? Section 3."
             )
 
@@ -402,16 +402,16 @@ def _check_load_best(load_best):
                 message += "The names hold rounded losses; read the files. "
             else:
                 message += "The best has the lowest validation loss. "
-            raise Wrong(message + "Section 6.")
+            raise Wrong(message + "Section 5.")
         if model.weight.item() == weight:
             raise Wrong(
                 f"Epoch {best} is right, but the model's weights are as before: load "
-                "that file's model_state_dict into the model. Section 6."
+                "that file's model_state_dict into the model. Section 5."
             )
         if model.weight.item() != best:
             raise Wrong(
                 f"You return epoch {best}, but the model got the weights of epoch "
-                f"{model.weight.item():g}. Section 6."
+                f"{model.weight.item():g}. Section 5."
             )
 
 
