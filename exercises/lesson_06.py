@@ -171,6 +171,16 @@ def _check_accuracy(accuracy):
             f"{case}Each rank returns its own accuracy: nothing was exchanged. All "
             "ranks should return 10 / 12. Section 3."
         )
+    if found == [1.4, 1.4]:
+        raise Wrong(
+            f"{case}You return 1.4: 0.9 + 0.5, a sum of accuracies. Sum the counts "
+            "and divide once: 10 of 12. Section 5."
+        )
+    if found == [1.0, 5.0]:
+        raise Wrong(
+            f"{case}You divide both ranks' 10 correct ones by one rank's samples. "
+            "num_samples, too, must be summed over all ranks. Section 5."
+        )
     if found == [0.417, 0.417]:
         raise Wrong(
             f"{case}You return 5 / 12. The sums are right, and their quotient is the "
@@ -186,6 +196,11 @@ def _check_accuracy(accuracy):
     if printed != [True, False]:
         who = [rank for rank in (0, 1) if printed[rank]]
         raise Wrong(f"Rank 0 alone should print the result; these printed: {who}.")
+    if "83" not in results[0][1]:
+        raise Wrong(
+            f"All ranks return 10 / 12, but rank 0 prints {results[0][1].strip()!r}. "
+            "Print the result of all ranks, after the exchange."
+        )
 
 
 def _accuracy_start(num_correct, num_samples):
@@ -256,6 +271,30 @@ def _accuracy_divided_twice(num_correct, num_samples):
     return result
 
 
+def _accuracy_sum_of_ratios(num_correct, num_samples):
+    total = torch.tensor(num_correct / num_samples)
+    dist.all_reduce(total)
+    if dist.get_rank() == 0:
+        print(total.item())
+    return total.item()
+
+
+def _accuracy_own_samples(num_correct, num_samples):
+    count = torch.tensor(num_correct)
+    dist.all_reduce(count)
+    if dist.get_rank() == 0:
+        print(count.item() / num_samples)
+    return count.item() / num_samples
+
+
+def _accuracy_prints_own(num_correct, num_samples):
+    if dist.get_rank() == 0:
+        print(f"accuracy {num_correct / num_samples:.3f}")
+    counts = torch.tensor([num_correct, num_samples])
+    dist.all_reduce(counts)
+    return (counts[0] / counts[1]).item()
+
+
 def _accuracy_all_print(num_correct, num_samples):
     counts = torch.tensor([num_correct, num_samples])
     dist.all_reduce(counts)
@@ -289,7 +328,10 @@ def accuracy(num_correct, num_samples):
         (_accuracy_to_rank_0, "reduce has one receiver"),
         (_accuracy_own, "nothing was exchanged"),
         (_accuracy_divided_twice, "the world size has no place here"),
+        (_accuracy_sum_of_ratios, "a sum of accuracies"),
+        (_accuracy_own_samples, "num_samples, too"),
         (_accuracy_all_print, "Rank 0 alone should print"),
+        (_accuracy_prints_own, "but rank 0 prints"),
     ],
 )
 
@@ -468,11 +510,13 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
             raise Wrong("one.py should define the function train.")
         dataset = _Recorded(n)
         # Another seed on each rank: DDP has to make the weights equal
-        state = train(_net(rank), dataset, num_epochs, batch_size, lr)
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            state = train(_net(rank), dataset, num_epochs, batch_size, lr)
         state = {key: value.clone() for key, value in state.items()}
-        return state, dataset.asked
+        return state, dataset.asked, printed.getvalue()
 
-    (state_0, asked_0), (state_1, asked_1) = _on_ranks(
+    (state_0, asked_0, _), (state_1, asked_1, printed_1) = _on_ranks(
         on_each,
         "A rank waits until the timeout: the ranks do not take the same number of "
         "steps. Give each the same number of batches. Section 5.",
@@ -528,13 +572,19 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
             )
         raise Wrong(
             "The ranks agree, but one process with the same batches ends with "
-            "different weights. Did you keep the mean loss, lr and plain SGD?"
+            "different weights. Did you keep the mean loss, lr and plain SGD, and "
+            "take batch_size // world_size samples a step on each rank?"
         )
     if asked_0[: n // 2] == asked_0[n // 2 : n]:
         raise Wrong(
             "Both epochs have the same order, so each rank only ever sees half of "
             "the data: let the sampler shuffle, and call sampler.set_epoch(epoch). "
             "Section 5."
+        )
+    if printed_1.strip():
+        raise Wrong(
+            "Rank 1 prints too, so every line appears once for each process. Print "
+            "under `if dist.get_rank() == 0`. Section 5, exercise 1."
         )
 
 
@@ -564,7 +614,7 @@ MANY = """\
 import gc, os
 import torch
 import torch.distributed as dist
-import torch.distributed.nn
+import torch.distributed.nn  # and gc: against a crash on exit
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -615,8 +665,8 @@ many = Exercise(
     _check_many,
     start=ONE,
     hints=[
-        "Five changes: the wrapper, the sampler, the batch size, the epoch, and what "
-        "you return.",
+        "Six changes: the wrapper, the sampler, the batch size, the epoch, who prints, "
+        "and what you return.",
         "Pass DistributedSampler(dataset) to the DataLoader as sampler=..., instead "
         "of shuffle=True. Each rank's batch is batch_size // dist.get_world_size().",
         "model = DistributedDataParallel(model); sampler.set_epoch(epoch) at the "
@@ -654,6 +704,8 @@ many = Exercise(
         (_many_without(("lr=lr", "lr=lr * world_size")), "Did you keep"),
         (_many_without(("def train(", "def train_ddp(")), "define the function train"),
         (_many_without(("model.module.", "model.")), "begin with `module.`"),
+        (_many_without(("if rank == 0:", "if True:")), "Rank 1 prints too"),
+        (_many_without(("size // world_size", "size // 2 + 1")), "// world_size"),
     ],
 )
 
@@ -665,7 +717,14 @@ def _check_accumulate(step_in_parts, lr=0.5):
     inputs, labels = _samples(24)
 
     def on_each(rank, world_size):
-        model, sent = DistributedDataParallel(_net()), []
+        net, sent, held = _net(), [], [0]  # rows whose backward is still to come
+
+        def keep(_, args):
+            held.append(held[-1] + len(args[0]) * torch.is_grad_enabled())
+
+        net.register_forward_pre_hook(keep)
+        net[0].weight.register_post_accumulate_grad_hook(lambda _: held.append(0))
+        model = DistributedDataParallel(net)
         all_reduce = dist.all_reduce
 
         def counted(tensor, *args, **options):
@@ -678,10 +737,10 @@ def _check_accumulate(step_in_parts, lr=0.5):
         parts = zip(inputs[mine].chunk(3), labels[mine].chunk(3), strict=True)
         with mock.patch.object(dist, "all_reduce", counted):
             step_in_parts(model, list(parts), optimizer)
-        return model.module.state_dict(), sum(sent)
+        return net.state_dict(), sum(sent), max(held)
 
     results = _on_ranks(on_each, "A rank waits: both must take the same steps.")
-    (state_0, sent), (state_1, _) = results
+    (state_0, sent, rows), (state_1, *_) = results
     model = _net()
     size = sum(p.nbytes for p in model.parameters())
     if sent >= 2 * size:  # once, and perhaps a loss or two
@@ -716,6 +775,12 @@ def _check_accumulate(step_in_parts, lr=0.5):
             f"{more}: gradients add up, so each part's loss must be divided by the "
             "number of parts. Take one step, after the last part, and call zero_grad "
             "only before the first."
+        )
+    if rows > len(inputs) // 2 // 3:
+        raise Wrong(
+            f"The result is right, but {rows} samples are in memory at once, and a "
+            f"part has {len(inputs) // 2 // 3}. No memory is saved: call "
+            "backward() after each part's forward: it frees what that part needed."
         )
 
 
@@ -799,6 +864,20 @@ def _accumulate_by_hand_each_time(model, parts, optimizer):
     optimizer.step()
 
 
+def _accumulate_whole(model, parts, optimizer):
+    inputs, labels = map(torch.cat, zip(*parts, strict=True))
+    optimizer.zero_grad()
+    cross_entropy(model(inputs), labels).backward()
+    optimizer.step()
+
+
+def _accumulate_one_backward(model, parts, optimizer):
+    optimizer.zero_grad()
+    losses = [cross_entropy(model(inputs), labels) for inputs, labels in parts]
+    (sum(losses) / len(parts)).backward()
+    optimizer.step()
+
+
 def _accumulate_steps(model, parts, optimizer):
     for inputs, labels in parts:
         optimizer.zero_grad()
@@ -847,6 +926,8 @@ def step_in_parts(model, parts, optimizer):
         (_accumulate_by_hand_each_time, "more than once"),
         (_accumulate_steps, "The two ranks end with different weights"),
         (_accumulate_last_alone, "differs from that of a single process"),
+        (_accumulate_whole, "are in memory at once"),
+        (_accumulate_one_backward, "are in memory at once"),
     ],
 )
 
