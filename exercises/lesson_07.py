@@ -398,7 +398,16 @@ def _check_shard(shard):
         model, plain = _Net().double(), _Net().double()
         plain.load_state_dict(model.state_dict())
         mesh = init_device_mesh("cpu", (world_size,))
-        optimizer = shard(model, mesh)
+        try:
+            optimizer = shard(model, mesh)
+        except TypeError as error:
+            if not isinstance(model, FSDPModule) or "Invariant" not in str(error):
+                raise
+            raise Wrong(
+                "fully_shard fails on a block, because the model is sharded already: "
+                "its call took *all* parameters, those of the blocks too. Call "
+                "fully_shard on the blocks first, and on the model last. Section 5."
+            ) from None
         if not isinstance(optimizer, torch.optim.Adam):
             raise Wrong(f"Return the Adam optimizer; found {type(optimizer).__name__}.")
         found = {"model": isinstance(model, FSDPModule)}
@@ -509,6 +518,13 @@ def _shard_other_lr(model, mesh):
     return torch.optim.Adam(model.parameters())
 
 
+def _shard_model_first(model, mesh):
+    fully_shard(model, mesh=mesh)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
 def _shard_returns_model(model, mesh):
     _shard_solution(model, mesh)
     return model
@@ -537,6 +553,7 @@ def shard(model, mesh):
         (_shard_blocks_only, "They are in no block"),
         (_shard_optimizer_first, "after sharding"),
         (_shard_first_block, "Some blocks are not wrapped"),
+        (_shard_model_first, "on the blocks first, and on the model last"),
         (_shard_other_lr, "Which optimizer do you return?"),
         (_shard_returns_model, "Return the Adam optimizer"),
     ],
