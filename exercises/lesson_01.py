@@ -8,120 +8,143 @@ from typing import Any
 import torch
 from torch import nn
 
-from exercises import Exercise, Wrong, define
-
-
-def _choice(answer: str, feedback: str, *, correct: bool = False) -> dict[str, Any]:
-    return {"answer": answer, "correct": correct, "feedback": feedback}
-
+from exercises import Exercise, Wrong, choice, define
 
 QUIZZES = {
     "wrong_layer": [
-        {
-            "question": "The images have 32 x 32 pixels. Which layer raises the error?",
-            "type": "multiple_choice",
-            "answers": [
-                _choice(
-                    "the first Conv2d: it was made for 28 x 28",
-                    "A convolution has no image size. Its weights depend on channels "
-                    "and kernel alone, and it slides over an image of any size.",
-                ),
-                _choice(
-                    "MaxPool2d: 32 does not become 7",
-                    "Pooling accepts any size, too. The side becomes 16, then 8, and "
-                    "neither raises an error.",
-                ),
-                _choice(
-                    "the Linear layer",
-                    "Yes. Its weight is the first that depends on the image's size: "
-                    "32 * 7 * 7 = 1568, and now 32 * 8 * 8 = 2048 arrive.",
-                    correct=True,
-                ),
-                _choice(
-                    "none: PyTorch adapts the sizes",
-                    "A layer's weights are created in its constructor and keep their "
-                    "size. Only lazy layers such as LazyLinear wait for an input.",
-                ),
-            ],
-        }
+        choice(
+            "The images have 32 x 32 pixels. Which layer raises the error?",
+            (
+                "the first Conv2d: it was made for 28 x 28",
+                False,
+                "A convolution has no image size. Its weights depend on channels "
+                "and kernel alone, and it slides over an image of any size.",
+            ),
+            (
+                "MaxPool2d: 32 does not become 7",
+                False,
+                "Pooling accepts any size, too. The side becomes 16, then 8, and "
+                "neither raises an error.",
+            ),
+            (
+                "the Linear layer",
+                True,
+                "Yes. It was built for the 32 * 7 * 7 = 1568 numbers that a 28 x 28 "
+                "image leaves, and now 32 * 8 * 8 = 2048 arrive.",
+            ),
+            (
+                "none: PyTorch adapts the sizes",
+                False,
+                "A layer's weights are created in its constructor and keep their "
+                "size. Only lazy layers such as LazyLinear wait for an input.",
+            ),
+        )
     ],
     "survey": [
-        {
-            "question": "For which model does torchsummary print the right total?",
-            "type": "multiple_choice",
-            "answers": [
-                _choice(
-                    "ResNet-18, which adds a block's input to its output",
-                    "Yes. Each layer is called once, returns one tensor, and names its "
-                    "parameters weight and bias. The addition is not a layer.",
-                    correct=True,
-                ),
-                _choice(
-                    "DenseNet, whose layers pass on a list of tensors",
-                    "The hook asks each output for its size(), and a list has none.",
-                ),
-                _choice(
-                    "the vision transformer, whose attention returns (output, None)",
-                    "The hook asks each item for its size(), and None has none.",
-                ),
-                _choice(
-                    "ConvNeXt, whose blocks have a parameter named layer_scale",
-                    "It counts only attributes named weight and bias (lesson 01, "
-                    "section 4), so it misses these.",
-                ),
-            ],
-        }
+        choice(
+            "For which model does torchsummary print the right total?",
+            (
+                "ResNet-18, which adds a block's input to its output",
+                True,
+                "Yes. Each layer is called once, returns one tensor, and names its "
+                "parameters weight and bias. The addition is not a layer.",
+            ),
+            (
+                "DenseNet, whose layers pass on a list of tensors",
+                False,
+                "The hook asks each output for its size(), and a list has none.",
+            ),
+            (
+                "the vision transformer, whose attention returns (output, None)",
+                False,
+                "The hook asks each item for its size(), and None has none.",
+            ),
+            (
+                "ConvNeXt, whose blocks have a parameter named layer_scale",
+                False,
+                "It counts only attributes named weight and bias (lesson 01, "
+                "section 4), so it misses these.",
+            ),
+        )
     ],
     "vgg19": [
-        {
-            "question": "Where are most of VGG19's parameters?",
-            "type": "multiple_choice",
-            "answers": [
-                _choice(
-                    "in the 16 convolutions",
-                    "There are 16 of them, but each is small: at most "
-                    "512 * 512 * 3 * 3, or 2.4 million weights.",
-                ),
-                _choice(
-                    "in the first Linear layer",
-                    "Yes: it connects 512 * 7 * 7 inputs to 4096 outputs, all to all.",
-                    correct=True,
-                ),
-                _choice(
-                    "in the last Linear layer, with its 1000 outputs",
-                    "It has 4096 * 1000 weights, 4.1 million. The first Linear layer "
-                    "has 25,088 inputs and 4096 outputs.",
-                ),
-                _choice(
-                    "evenly in all layers",
-                    "See section 2: the number grows with inputs times outputs, and "
-                    "the layers differ in both.",
-                ),
-            ],
-        },
-        {
-            "question": "We double the side of the image, from 224 to 448. What grows?",
-            "type": "multiple_choice",
-            "answers": [
-                _choice(
-                    "parameters and compute, both about four times",
-                    "A kernel does not grow with the image. It only takes more steps.",
-                ),
-                _choice(
-                    "the compute about four times, the parameters not at all",
-                    "Yes: four times as many positions, and the same kernels.",
-                    correct=True,
-                ),
-                _choice(
-                    "the compute twice, the parameters not at all",
-                    "Twice as wide and twice as high: four times as many positions.",
-                ),
-                _choice(
-                    "neither: the model is the same",
-                    "The model is the same, but each of its kernels takes more steps.",
-                ),
-            ],
-        },
+        choice(
+            "Where are most of VGG19's parameters?",
+            (
+                "in the 16 convolutions",
+                False,
+                "There are 16 of them, but each is small: at most "
+                "512 * 512 * 3 * 3, or 2.4 million weights.",
+            ),
+            (
+                "in the first Linear layer",
+                True,
+                "Yes: it connects 512 * 7 * 7 inputs to 4096 outputs, all to all.",
+            ),
+            (
+                "in the last Linear layer, with its 1000 outputs",
+                False,
+                "It has 4096 * 1000 weights, 4.1 million. The first Linear layer "
+                "has 25,088 inputs and 4096 outputs.",
+            ),
+            (
+                "evenly in all layers",
+                False,
+                "See section 2: the number grows with inputs times outputs, and "
+                "the layers differ in both.",
+            ),
+        ),
+        choice(
+            "We double the side of the image, from 224 to 448. What grows?",
+            (
+                "parameters and compute, both about four times",
+                False,
+                "A kernel does not grow with the image. It only takes more steps.",
+            ),
+            (
+                "the compute about four times, the parameters not at all",
+                True,
+                "Yes: four times as many positions, and the same kernels.",
+            ),
+            (
+                "the compute twice, the parameters not at all",
+                False,
+                "Twice as wide and twice as high: four times as many positions.",
+            ),
+            (
+                "neither: the model is the same",
+                False,
+                "The model is the same, but each of its kernels takes more steps.",
+            ),
+        ),
+        choice(
+            "The image stays as it is, but each convolution gets twice as many "
+            "channels. What happens to the compute of the second convolution?",
+            (
+                "nothing: the image has not changed",
+                False,
+                "There are as many positions as before, but twice as many output "
+                "values at each, and each sums over twice as many inputs.",
+            ),
+            (
+                "it doubles, with the number of outputs",
+                False,
+                "There are twice as many output values, but each of them also costs "
+                "twice as much: its input has twice as many channels.",
+            ),
+            (
+                "it grows four times",
+                True,
+                "Yes: twice as many output values, and each sums over twice as many "
+                "input channels. Its weight grows four times as well.",
+            ),
+            (
+                "it grows eight times",
+                False,
+                "Input and output channels double, which makes four. The kernel and "
+                "the number of positions stay.",
+            ),
+        ),
     ],
 }
 
@@ -200,9 +223,9 @@ def _check_output_size(output_size):
     message = known[0] if known else "Count the kernel's positions along one side."
     if None in found:
         message = "Return the side; print() only shows it."
-    elif not known and [str(n) for n in expected] == [
-        str(n).removesuffix(".0") for n in found
-    ]:
+    elif isinstance(found[0], tuple | list | torch.Size):
+        message = f"Return one number, not a {type(found[0]).__name__}."
+    elif not known and [str(n) for n in expected] == [_plain(n) for n in found]:
         message = (
             f"The number is right, but return an int, not {type(found[0]).__name__}."
         )
@@ -212,6 +235,12 @@ def _check_output_size(output_size):
         f"output_size{case} should be {side}, as in nn.Conv2d; yours returns {answer}. "
         f"{message} Section 2."
     )
+
+
+def _plain(number: Any) -> str:
+    """A number as text, without what its type adds; a tensor's value."""
+    number = number.item() if isinstance(number, torch.Tensor) else number
+    return str(number).removesuffix(".0")
 
 
 def _start_output_size(size, kernel, stride, padding):
@@ -248,6 +277,11 @@ output_size = Exercise(
         (lambda n, k, s, p: n // s, "Count the kernel's positions"),
         (lambda n, k, s, p: float((n + 2 * p - k) // s + 1), "an int, not float"),
         (lambda n, k, s, p: str((n + 2 * p - k) // s + 1), "an int, not str"),
+        (
+            lambda n, k, s, p: torch.tensor((n + 2 * p - k) // s + 1),
+            "an int, not Tensor",
+        ),
+        (lambda n, k, s, p: (_output_size(n, k, s, p),) * 2, "not a tuple"),
         (lambda size, kernel, padding, stride: size // stride, "in this order"),
         (32, "the function itself"),
     ],
@@ -746,22 +780,33 @@ def _check_mini_summary(mini_summary):
         raise
     try:
         assert all(isinstance(row, tuple | list) for row in rows)
-        rows = [(name, tuple(shape), params) for name, shape, params in rows]
+        rows = [
+            (name, shape if isinstance(shape, str) else tuple(shape), params)
+            for name, shape, params in rows
+        ]
     except (AssertionError, TypeError, ValueError) as error:
         raise Wrong(
             "mini_summary should return a list of (name, output shape, parameters), "
             f"not {rows!r}. Section 3."
         ) from error
+    if any(isinstance(shape, str) for _, shape, _ in rows):
+        raise Wrong(
+            f"The output shape should be a tuple or a torch.Size, not text: "
+            f"{rows[0][1]!r}. Section 3."
+        )
     if _modes(model) != modes:
-        raise Wrong("Your function changes the model's mode, and leaves it so.")
+        raise Wrong(
+            "Your function changes the model's mode, and leaves it so. Call `eval()` "
+            "outside it. Section 3."
+        )
     if users.id not in model.head._forward_hooks:
         raise Wrong(
             "The user had a hook on the model, and it is gone: remove your own hooks "
-            "by their handles. Exercise 3."
+            "by their handles. Exercise 2."
         )
     users.remove()
     if any(_hooks(model)):
-        raise Wrong("Your hooks are still on the model: remove them. Exercise 3.")
+        raise Wrong("Your hooks are still on the model: remove them. Exercise 2.")
     names, expected = [row[0] for row in rows], [row[0] for row in NESTED_ROWS]
     if names != expected:
         if sorted(names) == sorted(expected):
@@ -786,7 +831,7 @@ def _check_mini_summary(mini_summary):
         if found == wanted:
             continue
         if found[1] != wanted[1]:
-            why = "The shape is that of the layer's output (sections 1 to 3)."
+            why = "The shape is that of the layer's output, a tuple or a torch.Size."
         elif wanted[0] == "again":
             why = "This layer has been counted already, in its first row."
         elif wanted[0] == "tied":
@@ -820,12 +865,12 @@ def _check_mini_summary(mini_summary):
     else:
         raise Wrong(
             "The table is right. But when the model raises an error, your function "
-            "swallows it: the caller must see it. Exercise 3."
+            "swallows it: the caller must see it. Exercise 2."
         )
     if any(_hooks(crashing)):
         raise Wrong(
             "The table is right. But when the model raises an error, your hooks stay "
-            "on it: remove them in `finally`. Exercise 3."
+            "on it: remove them in `finally`. Exercise 2."
         )
     rows = mini_summary(nn.Linear(6, 8), torch.zeros(2, 6))
     if len(rows) != 1:
@@ -936,6 +981,10 @@ def _as_dicts(model, x):
     return [dict(zip(keys, row, strict=True)) for row in _mini_summary(model, x)]
 
 
+def _shape_as_text(model, x):
+    return [(name, str(tuple(s)), n) for name, s, n in _mini_summary(model, x)]
+
+
 def _evaluating(model, x):
     return _mini_summary(model.eval(), x)
 
@@ -991,6 +1040,7 @@ mini_summary = Exercise(
         (_in_a_list, "Keep the parameters in a set"),
         (_late_name, "All rows have the last name"),
         (_as_dicts, "a list of"),
+        (_shape_as_text, "not text"),
         (_evaluating, "the model's mode"),
         (_and_clear, "it is gone"),
         (_in_order_of_definition, "order of the calls"),

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -36,63 +37,43 @@ QUIZZES = {
                     "answer": "that of an untrained model",
                     "correct": False,
                     "feedback": "load_state_dict does copy values into the new model. "
-                    "The question is which values best holds at that time.",
+                    "The question is which values the tensors in best hold by then.",
                 },
             ],
         }
     ],
-    "does_not_fit": [
+    "optimizer_order": [
         {
-            "question": "The head has 5 outputs in the state and 10 in the model. "
-            "What does load_state_dict(state, strict=False) do?",
+            "question": "An optimizer got [weight, bias], and you load its state_dict "
+            "into one that got [bias, weight]. What does load_state_dict do?",
             "type": "multiple_choice",
             "answers": [
                 {
-                    "answer": "it skips the head and loads the rest, without an error",
+                    "answer": "it matches them by name: each gets its own state",
                     "correct": False,
-                    "feedback": "Many expect this. But strict=False is about keys. "
-                    "Here the keys match, and the shapes do not.",
+                    "feedback": "A model does that. An optimizer never matches by "
+                    "name, even if the names are stored.",
                 },
                 {
-                    "answer": "it reports head.weight as a missing key",
+                    "answer": "it raises an error: the shapes differ",
                     "correct": False,
-                    "feedback": "The key is not missing: both sides have it.",
+                    "feedback": "An optimizer only checks how many parameters each "
+                    "group has. It does not compare shapes.",
                 },
                 {
-                    "answer": "it copies the first 5 rows",
-                    "correct": False,
-                    "feedback": "load_state_dict never copies only part of a tensor.",
-                },
-                {
-                    "answer": "it raises a RuntimeError",
+                    "answer": "it matches them by order: each gets the other's state",
                     "correct": True,
-                    "feedback": "Yes: strict=False is about keys, not shapes.",
+                    "feedback": "Yes. Number 0 gets the state of number 0, without an "
+                    "error.",
+                },
+                {
+                    "answer": "it loads the settings only",
+                    "correct": False,
+                    "feedback": "The settings are loaded, but so is the state of "
+                    "every parameter.",
                 },
             ],
-        },
-        {
-            "question": "If it raises an error, what does the model then contain?",
-            "type": "multiple_choice",
-            "answers": [
-                {
-                    "answer": "exactly what it held before",
-                    "correct": False,
-                    "feedback": "That would be safer. But the layers are copied one by "
-                    "one, and nothing is undone.",
-                },
-                {
-                    "answer": "the state's values, except in the head",
-                    "correct": True,
-                    "feedback": "Yes: everything that fits has already been copied.",
-                },
-                {
-                    "answer": "random values",
-                    "correct": False,
-                    "feedback": "Nothing is initialized again. Each tensor holds "
-                    "either its old values or the state's.",
-                },
-            ],
-        },
+        }
     ],
 }
 
@@ -240,9 +221,10 @@ registered = Exercise(
     start=_Start,
     hints=[
         "Print list(Net().state_dict()). Which names are missing?",
-        "A module registers parameters, buffers and modules. A list and a tensor are "
-        "none of these.",
-        "nn.ModuleList for the layers, self.register_buffer(name, tensor) for mean.",
+        "A module registers parameters, buffers and modules. A plain list or a plain "
+        "tensor is none of these.",
+        "nn.ModuleList for the layers; self.register_buffer(name, tensor) for mean, "
+        "instead of the line self.mean = ...",
     ],
     solution=_Registered,
     text="""\
@@ -555,6 +537,11 @@ def _check_strip_wrappers(strip_wrappers: Callable[[State], State]) -> None:
         for key, new in keys.items():
             if not torch.equal(stripped[new], given[key]):
                 raise Wrong(f"{new} does not hold the values of {key}.")
+            if stripped[new].data_ptr() != given[key].data_ptr():
+                raise Wrong(
+                    f"{new} is a copy. Only the keys change: put the same tensors "
+                    "into the new dictionary, which takes no memory."
+                )
 
 
 def _reason(case: str) -> str:
@@ -628,6 +615,7 @@ strip_wrappers = Exercise(
         (_on_keys(lambda k: k.removeprefix("module.")), "torch.compile adds a prefix"),
         (_on_keys(_strip), "in either order"),
         (_in_place, "Build a new one"),
+        (lambda state: copy.deepcopy(_solution_strip(state)), "is a copy"),
         (lambda state: list(_solution_strip(state)), "Expected a dictionary"),
     ],
 )
@@ -647,11 +635,26 @@ class _Named(nn.Module):
 
 
 def _check_load_backbone(load_backbone: Callable[[nn.Module, State], None]) -> None:
-    for make, classes in ((SmallCNN, 5), (_Named, 3), (SmallCNN, 10)):
-        model, state = make(10), make(classes).state_dict()
+    for make, classes in ((SmallCNN, 5), (_Named, 3), (SmallCNN, 10), (SmallCNN, 0)):
+        model, state = make(10), make(classes or 10).state_dict()
         _filled(state)  # buffers too
+        if classes == 0:
+            state = _backbone_of(state)
         given, before = copy.deepcopy(state), copy.deepcopy(model.state_dict())
-        load_backbone(model, state)
+        try:
+            load_backbone(model, state)
+        except (ValueError, RuntimeError) as error:
+            reason = (
+                "It has no head, and needs none: only the other keys must match."
+                if classes == 0
+                else "Is a head of another shape in your way? Or keys such as "
+                'attention.head.bias, which have "head" in them but do not begin '
+                'with "head."? They belong to the backbone, on both sides.'
+            )
+            raise Wrong(
+                "A state that should be accepted was refused: "
+                f"{str(error)[:200]!r}. {reason} Section 5."
+            ) from error
         if list(state) != list(given) or max_difference(state, given) > 0:
             raise Wrong(
                 "You changed the state that was passed in: the caller may still need "
@@ -697,7 +700,7 @@ def _check_refusals(load_backbone: Callable[[nn.Module, State], None]) -> None:
             "layer2.0.weight",
         ),
     }
-    damaged = []
+    damaged, other_errors = [], []
     for case, (bad, key) in cases.items():
         model = SmallCNN(10)
         before = copy.deepcopy(_filled(model.state_dict()))
@@ -708,17 +711,21 @@ def _check_refusals(load_backbone: Callable[[nn.Module, State], None]) -> None:
                 f"A state {case} is refused by an assertion. `python -O` leaves "
                 "assertions out, so raise a ValueError, as the task says."
             ) from error
+        except KeyError as error:
+            if error.args[0] not in before.keys() | bad.keys():
+                raise  # a slip in the learner's code
+            raise Wrong(
+                f"A state {case} ends in a KeyError: {error}. A key can be on one "
+                "side only, so use .get(key). The task asks for a ValueError."
+            ) from error
         except (RuntimeError, ValueError) as error:
             if key not in str(error):
                 raise Wrong(
                     f"A state {case} is refused, but the message does not name "
                     f"{key!r}. It says: {str(error)[:200]!r}"
                 ) from error
-            if isinstance(error, RuntimeError) and "another shape" not in case:
-                raise Wrong(
-                    f"A state {case} is refused by a {type(error).__name__}. The task "
-                    "asks for a ValueError, so that a caller can catch that."
-                ) from error
+            if isinstance(error, RuntimeError):
+                other_errors.append(f"{case} is refused by a {type(error).__name__}")
             if max_difference(model.state_dict(), before) > 0:
                 damaged.append(case)
         else:
@@ -732,6 +739,11 @@ def _check_refusals(load_backbone: Callable[[nn.Module, State], None]) -> None:
             f"A state {damaged[0]} was refused, but only after part of it was "
             "loaded: the model is a mixture now. Compare keys and shapes before you "
             "load, or load into a copy of the model first. Section 4."
+        )
+    if other_errors:
+        raise Wrong(
+            f"A state {other_errors[0]}. The task asks for a ValueError, so that a "
+            "caller can catch that. Compare the shapes yourself, too. Section 4."
         )
 
 
@@ -800,6 +812,39 @@ def _load_then_look(model, state):
         raise ValueError(f"{missing}, {result.unexpected_keys}")
 
 
+def _tried_on_a_copy(model, state):
+    _load_then_look(copy.deepcopy(model), state)
+    model.load_state_dict(_backbone_of(state), strict=False)
+
+
+def _head_demanded(model, state):
+    if misfits := model.state_dict().keys() ^ state.keys():
+        raise ValueError(misfits)
+    _solution_backbone(model, state)
+
+
+def _all_shapes_compared(model, state):
+    own = model.state_dict()
+    if misfits := [k for k in state if k in own and own[k].shape != state[k].shape]:
+        raise ValueError(misfits)
+    _solution_backbone(model, state)
+
+
+def _head_anywhere_on_one_side(model, state):
+    new = {k for k in state if "head" not in k}
+    if misfits := new ^ _backbone_of(model.state_dict()).keys():
+        raise ValueError(misfits)
+    _solution_backbone(model, state)
+
+
+def _unguarded(model, state):
+    own = model.state_dict()
+    for key, value in _backbone_of(state).items():
+        if own[key].shape != value.shape:
+            raise ValueError(key)
+    _solution_backbone(model, state)
+
+
 def _shared(model, state):
     model.load_state_dict(_backbone_of(state), strict=False, assign=True)
 
@@ -859,6 +904,11 @@ load_backbone = Exercise(
         (_load_then_look, "a mixture now"),
         (_shared, "shares its memory with the state"),
         (_runtime_error, "asks for a ValueError"),
+        (_tried_on_a_copy, "another shape is refused by a RuntimeError"),
+        (_head_demanded, "It has no head"),
+        (_all_shapes_compared, "a head of another shape"),
+        (_head_anywhere_on_one_side, "do not begin with"),
+        (_unguarded, "ends in a KeyError"),
     ],
 )
 
@@ -986,7 +1036,9 @@ average = Exercise(
 def _check_prepare(prepare: Callable[[State], tuple[nn.Module, object]]) -> None:
     state = _filled(copy.deepcopy(SmallCNN().state_dict()))
     kept, random_state = copy.deepcopy(state), torch.get_rng_state()
-    answer = prepare(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one for each tensor that stays on meta
+        answer = prepare(state)
     drawn = not torch.equal(random_state, torch.get_rng_state())
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise Wrong("Return two things: the model and the optimizer.")

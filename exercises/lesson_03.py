@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exercises import Exercise, Wrong, define
+from exercises import Exercise, Wrong, choice, define
 from helpers.compare import max_difference
 
 
@@ -70,89 +70,81 @@ def write_file_from_gpu(obj: Any, path: str | os.PathLike) -> None:
 
 QUIZZES = {
     "forgotten_eval": [
-        {
-            "question": "Your trained model names nearly all new images correctly. You "
-            "load it, forget eval(), and send it two images at a time. What happens?",
-            "type": "multiple_choice",
-            "answers": [
-                {
-                    "answer": "nothing: the weights are the same",
-                    "correct": False,
-                    "feedback": "The weights are. But in training mode dropout and "
-                    "BatchNorm compute something else from them.",
-                },
-                {
-                    "answer": "a few answers are wrong, because of dropout",
-                    "correct": False,
-                    "feedback": "Dropout costs little here. Another layer replaces "
-                    "what it has learned by what it finds in your batch.",
-                },
-                {
-                    "answer": "an error: the model is not ready for use",
-                    "correct": False,
-                    "feedback": "Both modes are legal. Only a batch of one image makes "
-                    "BatchNorm1d raise an error; a pair does not.",
-                },
-                {
-                    "answer": "there is no error, and many answers are wrong",
-                    "correct": True,
-                    "feedback": "Yes. BatchNorm normalises each pair by its own mean "
-                    "and variance, and two images are a bad sample.",
-                },
-            ],
-        }
+        choice(
+            "Your trained model classifies nearly all new images correctly."
+            " You load it, forget eval(), and predict two images at a time. What "
+            "happens?",
+            (
+                "nothing: the weights are the same",
+                False,
+                "The weights are the same. But in training mode, "
+                "dropout and BatchNorm compute different outputs.",
+            ),
+            (
+                "a few predictions are wrong, because of dropout",
+                False,
+                "Dropout costs little here. Another layer uses your "
+                "batch's statistics instead of those from training.",
+            ),
+            (
+                "an error: the model is in the wrong mode",
+                False,
+                "PyTorch allows both modes. BatchNorm1d raises an "
+                "error only for a batch of one image.",
+            ),
+            (
+                "no error, but many predictions are wrong",
+                True,
+                "Yes. BatchNorm normalizes each pair with its own mean "
+                "and variance, and two images are too small a sample.",
+            ),
+        )
     ],
     "changed_forward": [
-        {
-            "question": "torch.save(model, path) saved a model. Later somebody changes "
-            "forward in the class. What does the model compute once it is loaded?",
-            "type": "multiple_choice",
-            "answers": [
-                {
-                    "answer": "what it computed when it was saved",
-                    "correct": False,
-                    "feedback": "That would need the code, and the file holds none: "
-                    "just the name of the class, and the model's attributes.",
-                },
-                {
-                    "answer": "nothing: PyTorch sees the change and raises an error",
-                    "correct": False,
-                    "feedback": "It compares no code, so it sees nothing. A renamed "
-                    "class would be an error, because the name is in the file.",
-                },
-                {
-                    "answer": "what the new forward says, without a warning",
-                    "correct": True,
-                    "feedback": "Yes: old weights in new code.",
-                },
-            ],
-        }
+        choice(
+            "torch.save(model, path) saved a model. Later, someone changes "
+            "forward in its class. What does the loaded model compute?",
+            (
+                "what it computed when it was saved",
+                False,
+                "That would need the code, and the file contains none: "
+                "only the name of the class and the model's attributes.",
+            ),
+            (
+                "nothing: PyTorch notices the change and raises an error",
+                False,
+                "PyTorch does not compare the code. A renamed class "
+                "would raise an error, because its name is in the file.",
+            ),
+            (
+                "what the new forward computes, without a warning",
+                True,
+                "Yes: the old weights run in the new code.",
+            ),
+        )
     ],
     "mmap_alone": [
-        {
-            "question": "You change one thing in the usual three lines: "
-            "torch.load(path, mmap=True). How much memory does that save at the peak?",
-            "type": "multiple_choice",
-            "answers": [
-                {
-                    "answer": "about half: the file is not read into memory",
-                    "correct": False,
-                    "feedback": "Not by torch.load. But load_state_dict then copies "
-                    "every tensor, and to copy it must read it all.",
-                },
-                {
-                    "answer": "nothing worth mentioning",
-                    "correct": True,
-                    "feedback": "Yes: load_state_dict reads it all to copy it.",
-                },
-                {
-                    "answer": "nearly everything",
-                    "correct": False,
-                    "feedback": "That needs two more changes: no random weights to "
-                    "begin with, and no copy.",
-                },
-            ],
-        }
+        choice(
+            "You change one thing in the usual three lines: "
+            "torch.load(path, mmap=True). How much peak memory does that save?",
+            (
+                "about half: the file is not read into memory",
+                False,
+                "torch.load does not read it. But load_state_dict then "
+                "copies every tensor, and copying reads all of it.",
+            ),
+            (
+                "almost none",
+                True,
+                "Yes: load_state_dict reads the whole file to copy it.",
+            ),
+            (
+                "almost all of it",
+                False,
+                "That needs two more changes: build the model without "
+                "random weights, and do not copy.",
+            ),
+        )
     ],
 }
 
@@ -193,7 +185,7 @@ def _runs_code(read: Callable[[Path], Any], content: Mapping[str, Any]) -> bool:
 
 RUNS_CODE = (
     "Your function ran code that was hidden in the file. weights_only=False lets a "
-    "pickle call any function; leave the default, weights_only=True. Section 5."
+    "pickle call any function. Keep the default, weights_only=True. Section 5."
 )
 
 
@@ -214,8 +206,8 @@ def _explained(*known: tuple[str, str]) -> Iterator[None]:
 
 NO_DEVICE = (
     "deserialize object on",
-    "The file was written on a GPU that is not here, and torch.load tried to put the "
-    'tensors back there. Say where they go: map_location="cpu". Section 3.',
+    "The file was saved on a GPU that is not here, and torch.load tried to put the "
+    'tensors back on it. Put them on the CPU: map_location="cpu". Section 3.',
 )
 
 
@@ -250,16 +242,16 @@ def _check_load_model(load_model: Callable[[Path], nn.Module]) -> None:
                 NO_DEVICE,
                 (
                     "size mismatch",
-                    f"A file with {num_classes} classes does not go into a network "
-                    "with another number of classes. The file knows it: look at "
+                    f"A file with {num_classes} classes does not fit a network with "
+                    "another number of classes. Read that number from the file: "
                     'state_dict["head.weight"].shape. Section 1.',
                 ),
             ):
                 model = load_model(path)
             if isinstance(model, tuple):
                 raise Wrong(
-                    "You returned what load_state_dict returns: the keys that did not "
-                    "match. It changes the model in place; return the model. Section 1."
+                    "You returned what load_state_dict returns: the keys that do not "
+                    "match. It changes the model in place: return the model. Section 1."
                 )
             if not _is_digits_net(model):
                 raise Wrong(
@@ -267,16 +259,16 @@ def _check_load_model(load_model: Callable[[Path], nn.Module]) -> None:
                 )
             if any(module.training for module in model.modules()):
                 raise Wrong(
-                    "The model is still in training mode, at least in part: dropout "
-                    "and BatchNorm will spoil its answers. Call model.eval(), with the "
+                    "The model is still in training mode, at least in part, which "
+                    "makes its predictions worse. Call model.eval(), with the "
                     "parentheses, on the whole model. Section 2."
                 )
             if model.head.weight.device.type != "cpu":
                 raise Wrong("The model should be on the CPU. Section 3.")
             if max_difference(model.state_dict(), right.state_dict()) != 0:
                 raise Wrong(
-                    "The weights of your model are not those in the file: was "
-                    "load_state_dict called on the model that you return? Section 1."
+                    "The weights of your model are not those in the file. Do you "
+                    "call load_state_dict on the model that you return? Section 1."
                 )
     if _runs_code(load_model, DigitsNet().state_dict()):
         raise Wrong(RUNS_CODE)
@@ -328,8 +320,8 @@ load_model = Exercise(
         "Three things can go wrong: the file's device, its number of classes, and "
         "the mode of the model that you return.",
         'map_location="cpu" for the first, model.eval() for the last.',
-        "First load the state_dict, then look how many outputs the head has: "
-        'state_dict["head.bias"] holds one number a class. Then build the model.',
+        "Load the state_dict first, and see how many outputs the head has: "
+        'state_dict["head.bias"] has one number for each class. Then build the model.',
     ],
     solution=_solution_load_model,
     text=_text(_solution_load_model),
@@ -359,24 +351,24 @@ def _refusal(read: Callable[[Path], Any], path: Path) -> None:
         advice = str(error)
         if "weights_only" in advice:
             raise Wrong(
-                "Your message names weights_only: many readers will switch it off. "
-                "Don't pass PyTorch's message on, and don't advise loading the file. "
-                "Say only what to ask the sender for. Section 5."
+                "Your message mentions weights_only: many readers will switch it off. "
+                "Don't repeat PyTorch's message, and don't tell users how to load the "
+                "file. Say only what to ask the sender for. Section 5."
             ) from error
         if "statedict" not in advice.lower().replace("_", "").replace(" ", ""):
             raise Wrong(
-                f"The file is refused, but with {advice!r} nobody knows what to "
+                f"The file is refused, but {advice!r} does not tell the user what to "
                 "do. Say what to send instead: the model's state_dict. Section 5."
             ) from error
     except pickle.UnpicklingError as error:
         raise Wrong(
-            "PyTorch's own message reached the caller, and it names weights_only=False "
-            "as the first way out. Raise a ValueError with better advice. Section 5."
+            "PyTorch's own message reached the caller, and its first suggestion is "
+            "weights_only=False. Raise a ValueError with better advice. Section 5."
         ) from error
     else:
         raise Wrong(
-            f"For a file that is more than weights your function returned "
-            f"{type(got).__name__}. The caller would go on with it. Raise a "
+            f"For a file that PyTorch refuses, your function returned "
+            f"{type(got).__name__}, and the caller would go on with that. Raise a "
             "ValueError. Section 5."
         )
 
@@ -404,14 +396,14 @@ def _check_read_weights(read_weights: Callable[[Path], Any]) -> None:
                 pass
             except ValueError as error:
                 raise Wrong(
-                    "For a file that is not there you gave advice about whole models. "
-                    "Catch the one error that means refused: pickle.UnpicklingError."
+                    "For a file that is not there, your message is about whole models. "
+                    "Catch only the error for a refused file: pickle.UnpicklingError."
                 ) from error
             else:
                 raise Wrong(
-                    "A file that is not there should raise FileNotFoundError, as "
-                    "torch.load does by itself. Your function returned as if all were "
-                    "well. Section 5."
+                    "A missing file should raise FileNotFoundError, which torch.load "
+                    "does by itself. Your function returned without an error. "
+                    "Exercise 2."
                 )
     finally:
         torch.serialization.clear_safe_globals()
@@ -430,7 +422,7 @@ def _solution_read_weights(path):
         return torch.load(path, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than weights. Ask for a file made with "
+            f"{path} contains more than weights. Ask for a file saved with "
             "torch.save(model.state_dict(), path)"
         ) from error
 
@@ -480,10 +472,10 @@ read_weights = Exercise(
     _check_read_weights,
     start=_start_read_weights,
     hints=[
-        "The second torch.load takes away the protection that the first one gave.",
-        "The try and the except are right. What should stand in the except?",
+        "The second torch.load removes the protection of the first one.",
+        "The try and the except are right. What should you do in the except block?",
         "raise ValueError(...) with a message that says what to send instead: a file "
-        "made with torch.save(model.state_dict(), path).",
+        "saved with torch.save(model.state_dict(), path).",
     ],
     solution=_solution_read_weights,
     text=_text(_solution_read_weights),
@@ -507,7 +499,7 @@ read_weights = Exercise(
             "will switch it off",
         ),
         (_pass_the_message_on, "will switch it off"),
-        (_load_if_there, "as if all were well"),
+        (_load_if_there, "returned without an error"),
         (
             _wrong_read_weights(Exception, _refuse_with("send a state_dict")),
             "not there",
@@ -559,27 +551,28 @@ class _Watch:
         size_then = self.synced.get(status.st_ino)
         if source.parent != self.path.parent:
             return (
-                f"The temporary file is in another folder ({source.parent.name}). From "
-                "one disk to another, moving is copying, and a copy can be interrupted "
-                "halfway. Write it beside the target: in path.parent. Section 7."
+                f"The temporary file is in another folder ({source.parent.name}). "
+                "Moving a file to another disk copies it, and a copy can stop halfway. "
+                "Write it to the target's folder, path.parent. Section 7."
             )
         if not self.path.exists() or self.path.read_bytes() != self.old:
             return (
-                "At the moment of the rename the old file was gone. A process that is "
-                "killed there leaves no file at all. os.replace needs no deletion "
-                "before it: it takes the old file's place in one step. Section 7."
+                "At the moment of the rename, the old file was gone. A process that is "
+                "killed at this point leaves no file at all. Don't delete the old "
+                "file: os.replace replaces it in one step. Section 7."
             )
         if size_then is None:
             return (
-                "The file is renamed before it is on the disk: without os.fsync its "
-                "content may still be in memory, and after a power cut the new name "
-                "stands for an empty file. Call os.fsync before os.replace. Section 7."
+                "The file is renamed before it is on the disk: without os.fsync, its "
+                "content may exist only in memory, and a power failure can leave an "
+                "empty file. Call os.fsync(...), by this name, before os.replace. "
+                "Section 7."
             )
         if size_then != status.st_size:
             return (
                 f"When os.fsync ran, the file had {size_then:,} bytes; at the rename "
-                f"it has {status.st_size:,}. What was written later may still be in "
-                "memory: first torch.save and file.flush(), then os.fsync. Section 7."
+                f"it has {status.st_size:,}. The rest may exist only in memory: call "
+                "torch.save and file.flush() first, then os.fsync. Section 7."
             )
         return ""
 
@@ -594,18 +587,24 @@ def _check_safe_save(safe_save: Callable[[Any, Path], None]) -> None:
         with watch.watching():
             safe_save(new, path)
         if max_difference(torch.load(path), new) != 0:
-            raise Wrong("After the save, model.pt does not hold the new state.")
+            raise Wrong(
+                "After the save, model.pt does not contain the new state. Section 7."
+            )
         if any(watch.renames):
             raise Wrong(max(watch.renames))
         if not watch.renames:
             raise Wrong(
-                "The new content did not get its name by a rename. Copying takes time, "
-                "and can be interrupted; os.replace happens at once. (Call it as "
+                "The new file did not get its name by a rename. A copy takes time and "
+                "can be interrupted; os.replace is a single step. (Call it as "
                 "os.replace(...), so that this check sees it.) Section 7."
             )
         if extra := sorted(f.name for f in folder.iterdir() if f != path):
-            raise Wrong(f"A good save left more than model.pt: {', '.join(extra)}.")
+            raise Wrong(
+                f"A successful save left other files behind: {', '.join(extra)}. "
+                "Section 7."
+            )
         _check_first_save(safe_save, folder.absolute() / "first.pt", new)
+        _check_interrupted_save(safe_save, path)
 
 
 def _check_first_save(
@@ -616,11 +615,38 @@ def _check_first_save(
         safe_save(state, path)
     except FileNotFoundError as error:
         raise Wrong(
-            "There was no old file yet, and your function needs one: the first save "
-            "of a training run fails. os.replace works in both cases. Section 7."
+            "There was no old file yet, and your function needs one, so the first "
+            "save of a training run fails. os.replace does not need one. Section 7."
         ) from error
     if not path.exists() or max_difference(torch.load(path), state) != 0:
-        raise Wrong("Where there was no old file, the new one was not written.")
+        raise Wrong("When there was no old file, the new one was not saved. Section 7.")
+
+
+class _Stop:
+    """An object that presses the stop button while it is being saved."""
+
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+def _check_interrupted_save(safe_save: Callable[[Any, Path], None], path: Path) -> None:
+    """The stop button in the middle of a save: no leftover, the interrupt raised."""
+    files = set(path.parent.iterdir())
+    try:
+        safe_save({"weights": torch.zeros(2), "stop": _Stop()}, path)
+    except KeyboardInterrupt:
+        pass
+    else:
+        raise Wrong(
+            "Someone pressed the stop button during a save, and your function "
+            "returned as if nothing had happened. Re-raise every exception. Section 7."
+        )
+    if extra := sorted(f.name for f in set(path.parent.iterdir()) - files):
+        raise Wrong(
+            f"An interrupted save left {', '.join(extra)} behind. The stop button "
+            "raises KeyboardInterrupt, which is not an Exception: catch BaseException. "
+            "Section 7."
+        )
 
 
 def _check_failing_save(safe_save: Callable[[Any, Path], None], path: Path) -> None:
@@ -634,28 +660,28 @@ def _check_failing_save(safe_save: Callable[[Any, Path], None], path: Path) -> N
         if isinstance(error.__context__, pickle.PicklingError | AttributeError):
             raise Wrong(
                 f"A save failed, and the caller got {type(error).__name__} instead of "
-                "the error that says why. After the clean-up, raise the same error "
-                "again: a bare `raise` in the except. Section 7."
+                "the original error. After the clean-up, re-raise it: a bare `raise` "
+                "in the except block. Section 7."
             ) from error
         raise
     else:
         raised = False
     if not path.exists() or path.read_bytes() != before:
         raise Wrong(
-            "We saved something that cannot be saved (it holds a lambda), over a good "
-            "file, and the good file is damaged. torch.save must write to another "
+            "We tried to save a lambda, which cannot be pickled, over a good file, and "
+            "the good file is damaged. torch.save must write to a file with another "
             "name. Section 7."
         )
     if not raised:
         raise Wrong(
-            "A save failed, and the caller never heard of it. After the clean-up, "
-            "raise the error again: a bare `raise` in the except. Section 7."
+            "A save failed, and the caller got no error. After the clean-up, re-raise "
+            "it: a bare `raise` in the except block. Section 7."
         )
     if extra := sorted(f.name for f in path.parent.iterdir() if f != path):
         raise Wrong(
-            f"A save that failed has left {', '.join(extra)} behind. On Drive such "
-            "files fill the quota. Delete the temporary file when something goes "
-            "wrong. Section 7."
+            f"A failed save left {', '.join(extra)} behind. On Drive, such files "
+            "use up your storage. Delete the temporary file when the save fails. "
+            "Section 7."
         )
 
 
@@ -732,6 +758,11 @@ def _another_error(state, path):
         raise RuntimeError("the save failed")  # noqa: B904
 
 
+def _swallow_the_stop(state, path):
+    with suppress(KeyboardInterrupt):
+        _solution_safe_save(state, path)
+
+
 def _sync_too_late(temp, path):
     temp.replace(path)
     with path.open("rb") as file:
@@ -742,14 +773,14 @@ safe_save = Exercise(
     _check_safe_save,
     start=_start_safe_save,
     hints=[
-        "Three steps: write everything to a temporary name in the same folder; make "
-        "sure that it is on the disk; rename.",
-        'temp = path.with_name(path.name + ".tmp"), then open(temp, "wb"), and '
-        "torch.save takes the open file instead of a path.",
+        "Three steps: write to a temporary file in the same folder; make sure that it "
+        "is on the disk; rename it.",
+        'temp = path.with_name(path.name + ".tmp"), then open(temp, "wb"). torch.save '
+        "also accepts an open file instead of a path.",
         "In the with block: torch.save(state, file), file.flush(), "
         "os.fsync(file.fileno()). After it: os.replace(temp, path).",
-        "Put all of it into a try. In `except BaseException:` delete temp with "
-        "temp.unlink(missing_ok=True), and then `raise`.",
+        "Put all of it into a try block. In `except BaseException:`, delete temp with "
+        "temp.unlink(missing_ok=True), then `raise`.",
     ],
     solution=_solution_safe_save,
     text=_text(_solution_safe_save)
@@ -761,7 +792,7 @@ safe_save = Exercise(
         (_wrong_safe_save(folder=_elsewhere, move=shutil.move), "in another folder"),
         (_wrong_safe_save(move=_copy_then_delete), "by a rename"),
         (_wrong_safe_save(move=_delete_then_rename), "was gone"),
-        (_wrong_safe_save(move=lambda temp, path: None), "does not hold the new"),
+        (_wrong_safe_save(move=lambda temp, path: None), "does not contain the new"),
         (_wrong_safe_save(fsync=""), "before it is on the disk"),
         (
             _wrong_safe_save(fsync="", move=_sync_too_late),
@@ -769,8 +800,10 @@ safe_save = Exercise(
         ),
         (_wrong_safe_save(fsync="before"), "had 0 bytes"),
         (_wrong_safe_save(clean=False), "left model.tmp behind"),
-        (_wrong_safe_save(tell=False), "never heard of it"),
+        (_wrong_safe_save(tell=False), "got no error"),
         (_another_error, "got RuntimeError instead"),
+        (_wrong_safe_save(), "catch BaseException"),
+        (_swallow_the_stop, "as if nothing had happened"),
         (_need_an_old_file, "no old file yet"),
     ],
 )
@@ -824,8 +857,14 @@ def _check_predict(predict: Callable[[Path, torch.Tensor], list[str]]) -> None:
                         'saved["num_classes"]. Section 4.',
                     ),
                 ):
-                    got = predict(folder / "for_use.pt", images.clone())
+                    passed = images.clone()
+                    got = predict(folder / "for_use.pt", passed)
                 _judge_predictions(got, names, images, modes, inputs)
+                if not torch.equal(passed, images):
+                    raise Wrong(
+                        "Your function changed the caller's images in place (-=, /=, "
+                        "sub_ or div_). Compute a new tensor. Exercise 4."
+                    )
             content = torch.load(folder / "for_use.pt", map_location="cpu")
     finally:
         hook.remove()
@@ -843,34 +882,34 @@ def _judge_predictions(
     right = [names[i % len(names)] for i in range(len(images))]
     if any(modes):
         raise Wrong(
-            "The model answered in training mode: call eval() before you use it. "
-            "Section 2."
+            "The model was in training mode: call eval() before you predict. Section 2."
         )
     # All of the call's inputs: it may go image by image, or in batches.
     seen = torch.cat(inputs) if inputs else None
     comparable = seen is not None and seen.shape == images.shape
     if comparable and torch.equal(seen, images):
         raise Wrong(
-            "The images went into the model as they came. It was trained on "
-            "(image - mean) / std; the file holds both numbers. Section 4."
+            "The images went into the model without preprocessing. It was trained on "
+            "(image - mean) / std, and both numbers are in the file. Section 4."
         )
     if comparable and not torch.allclose(seen, (images - 0.3) / 0.25, atol=1e-4):
         raise Wrong(
-            "The images were normalised, but not with the file's mean and std. It is "
-            "the training set's numbers that count, not this batch's. Section 4."
+            "The model's input is not (image - mean) / std with the file's two "
+            "numbers. Don't compute them from this batch, and check the parentheses. "
+            "Section 4."
         )
     if got == right:
         return
     if not isinstance(got, list) or len(got) != len(right):
         raise Wrong(
             f"Expected a list with one name for each of the {len(right)} images, found "
-            f"{got!r}. argmax(1) gives one class for each image; keep the list also "
+            f"{got!r}. argmax(1) returns one class for each image. Return a list even "
             "for a single image. Section 4."
         )
     if not all(isinstance(name, str) for name in got):
         raise Wrong(
             f"Expected names such as {right[0]!r}, found {got[0]!r}: look the number "
-            'up in saved["class_names"]. Section 4.'
+            'of the class up in saved["class_names"]. Section 4.'
         )
     raise Wrong(
         f"Expected {right[:4]}, found {got[:4]}. Output number i belongs to "
@@ -920,9 +959,9 @@ predict = Exercise(
     hints=[
         "Everything that you need is in the file: look at its keys.",
         "Load on the CPU, build DigitsNet with the file's number of classes, load the "
-        "weights, eval(); then normalise as in training.",
-        "The index of the largest logit of each image: logits.argmax(1). It is the "
-        "position of the name in class_names.",
+        "weights, and call eval(). Then normalize the images as in training.",
+        "logits.argmax(1) returns the index of the largest logit of each image, which "
+        "is also the index of its name in class_names.",
         'Last line: return [saved["class_names"][number] for number in '
         "logits.argmax(1)]",
     ],
@@ -931,18 +970,32 @@ predict = Exercise(
     wrong_answers=[
         (_wrong_predict(ready=nn.Module.train), "training mode"),
         (_wrong_predict(ready=lambda model: None), "training mode"),
-        (_wrong_predict(prepare=lambda images, saved: images), "as they came"),
+        (_wrong_predict(prepare=lambda images, saved: images), "without pre"),
         (
             _wrong_predict(
                 prepare=lambda images, saved: (images - images.mean()) / images.std()
             ),
-            "not with the file's",
+            "the file's two numbers",
         ),
         (
             _wrong_predict(
                 prepare=lambda images, saved: images / saved["std"] - saved["mean"]
             ),
-            "not with the file's",
+            "the file's two numbers",
+        ),
+        (
+            _wrong_predict(
+                prepare=lambda images, saved: images - saved["mean"] / saved["std"]
+            ),
+            "check the parentheses",
+        ),
+        (
+            _wrong_predict(
+                prepare=lambda images, saved: images.sub_(saved["mean"]).div_(
+                    saved["std"]
+                )
+            ),
+            "in place",
         ),
         (_wrong_predict(num_classes=10), "number of classes"),
         (_wrong_predict(answer=lambda logits, names: logits.argmax(1)), "one name"),
@@ -978,8 +1031,8 @@ def _damaged_files(path: Path) -> Iterator[tuple[str, str]]:
     path.write_bytes(flipped)
     yield (
         "one bit of its weights is flipped",
-        "torch.load does not compare the checksums; ZipFile.testzip() does, and what "
-        "it returns has to be looked at. Section 3.",
+        "torch.load does not check the checksums; ZipFile.testzip() does, but you "
+        "have to look at what it returns. Section 3.",
     )
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in records.items():
@@ -987,8 +1040,8 @@ def _damaged_files(path: Path) -> Iterator[tuple[str, str]]:
                 archive.writestr(name, content)
     yield (
         "one of its records is missing",
-        "testzip() checks the records that are there, and does not miss one. "
-        "torch.load does: call both. Section 3.",
+        "testzip() checks only the records that are there. torch.load notices a "
+        "missing record: call both. Section 3.",
     )
     for what, content in {
         "its second half is missing": good[: len(good) // 2],
@@ -997,7 +1050,7 @@ def _damaged_files(path: Path) -> Iterator[tuple[str, str]]:
         "it is a web page, as a failed download leaves it": b"<html>Sorry</html>",
     }.items():
         path.write_bytes(content)
-        yield what, "Section 3."
+        yield what, "Turn every error of the two checks into ValueError. Section 3."
 
 
 def _check_load_verified(load_verified: Callable[[Path], Any]) -> None:
@@ -1008,7 +1061,7 @@ def _check_load_verified(load_verified: Callable[[Path], Any]) -> None:
         with _explained(NO_DEVICE):
             got = load_verified(path)
         if not isinstance(got, Mapping) or max_difference(got, state) != 0:
-            raise Wrong("A whole file's state_dict should come back as it was saved.")
+            raise Wrong("An intact file's state_dict should come back as it was saved.")
         for what, advice in _damaged_files(path):
             _must_be_refused(load_verified, path, what, advice)
     if _runs_code(load_verified, state):
@@ -1024,22 +1077,22 @@ def _must_be_refused(
         if path.name not in str(error):
             raise Wrong(
                 f"The damaged file was refused with {str(error)!r}. Name the file in "
-                "the message: the user may have hundreds."
+                "the message: a user may load many files."
             ) from error
-    except (RuntimeError, OSError, EOFError, pickle.PickleError) as error:
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        pickle.PickleError,
+        zipfile.BadZipFile,
+    ) as error:
         raise Wrong(
             f"The file is damaged ({what}), and the caller got {type(error).__name__}. "
-            "Damage comes as many kinds of exceptions; turn them all into ValueError. "
-            "Section 3."
-        ) from error
-    except zipfile.BadZipFile as error:
-        raise Wrong(
-            f"The file is damaged ({what}), and the caller got BadZipFile. Damage "
-            "comes as many kinds of exceptions; turn them all into ValueError. "
+            "Damage raises many kinds of exceptions: turn all of them into ValueError. "
             "Section 3."
         ) from error
     else:
-        raise Wrong(f"You took a damaged file for good: {what}. {advice}")
+        raise Wrong(f"Your function accepted a damaged file: {what}. {advice}")
 
 
 def _start_load_verified(path): ...
@@ -1098,9 +1151,9 @@ load_verified = Exercise(
     _check_load_verified,
     start=_start_load_verified,
     hints=[
-        "Two checks that complete each other: ZipFile(path).testzip() reads every "
-        "record, torch.load wants every record.",
-        "testzip() raises nothing for a bad record: it returns the record's name, or "
+        "You need two checks: ZipFile(path).testzip() reads every record that is "
+        "there, and torch.load needs every record to be there.",
+        "testzip() raises no error for a bad record: it returns the record's name, or "
         "None. Raise the ValueError yourself.",
         "Put both into one try; `except Exception as error: raise "
         'ValueError(f"{path} cannot be loaded: {error}") from error`.',
@@ -1108,9 +1161,9 @@ load_verified = Exercise(
     solution=_solution_load_verified,
     text=_text(_solution_load_verified),
     wrong_answers=[
-        (_no_zip_at_all, "does not compare the checksums"),
-        (_wrong_load_verified(test=False), "has to be looked at"),
-        (_checksums_alone, "torch.load does: call both"),
+        (_no_zip_at_all, "does not check the checksums"),
+        (_wrong_load_verified(test=False), "look at what it returns"),
+        (_checksums_alone, "missing record: call both"),
         (_wrong_load_verified(caught=(ValueError, RuntimeError)), "got BadZipFile"),
         (_wrong_load_verified(caught=(ValueError, OSError)), "many kinds"),
         (_wrong_load_verified(message="bad file"), "Name the file"),
@@ -1140,16 +1193,16 @@ def _check_slim(slim: Callable[[dict], dict]) -> None:
     before = {name: tensor.clone() for name, tensor in state.items()}
     slimmed = slim(state)
     if any(tensor.untyped_storage().nbytes() < 1_000_000 for tensor in state.values()):
-        raise Wrong("The state that you were given was changed. Build a new dict.")
+        raise Wrong("The state that was passed in was changed. Build a new dict.")
     if not isinstance(slimmed, dict) or slimmed.keys() != before.keys():
         raise Wrong(f"Expected a dict with the keys {list(before)}.")
     for name, tensor in before.items():
         if not torch.equal(slimmed[name], tensor):
             raise Wrong(
                 f"{name!r} should be {tuple(tensor.shape)} with its old values, found "
-                f"{tuple(slimmed[name].shape)}. Several views may begin at the same "
-                "place in memory: data_ptr() alone does not tell them apart; shape "
-                "and stride() do. Section 2."
+                f"{tuple(slimmed[name].shape)}. Several views can start at the same "
+                "address: data_ptr() alone does not distinguish them. Compare shape "
+                "and stride() too. Section 2."
             )
     with _folder() as folder:
         torch.save(slimmed, folder / "slim.pt")
@@ -1157,15 +1210,14 @@ def _check_slim(slim: Callable[[dict], dict]) -> None:
         again = torch.load(folder / "slim.pt")
     if size > 10_000:
         raise Wrong(
-            f"The file has {size:,} bytes for 252 numbers: some tensor still looks "
-            "at the large block. A copy with a storage of its own comes from clone(); "
-            "contiguous() and deepcopy() may keep the old one. Section 2."
+            f"The file has {size:,} bytes for 132 numbers: some tensor is still a view "
+            "of the large block. clone() makes a copy with its own storage; "
+            "contiguous() and deepcopy() may keep the large one. Section 2."
         )
     if again["tied"].data_ptr() != again["matrix"].data_ptr():
         raise Wrong(
-            "'matrix' and 'tied' were one tensor under two names; now they are two. "
-            "Clone once for each place in memory, and use that clone for all its "
-            "names. Section 2."
+            "'matrix' and 'tied' were one tensor with two names; now they are two. "
+            "Clone each tensor once, and use that clone for all its names. Section 2."
         )
 
 
@@ -1200,18 +1252,18 @@ slim = Exercise(
     _check_slim,
     start=_start_slim,
     hints=[
-        "tensor.clone() has a storage of its own. Where does it lose something?",
+        "tensor.clone() has its own storage. What goes wrong if you clone every entry?",
         "Tied names must share one clone. What is the same for two names of one "
-        "tensor, and different for two views?",
-        "A dict of clones, with the key (tensor.data_ptr(), tensor.shape, "
+        "tensor, but different for two views?",
+        "Keep the clones in a dict with the key (tensor.data_ptr(), tensor.shape, "
         "tensor.stride(), tensor.dtype).",
     ],
     solution=_solution_slim,
     text=_text(_solution_slim),
     wrong_answers=[
-        (dict, "bytes for 252 numbers"),
-        (copy.deepcopy, "bytes for 252 numbers"),
-        (lambda state: {k: v.contiguous() for k, v in state.items()}, "bytes for 252"),
+        (dict, "bytes for 132 numbers"),
+        (copy.deepcopy, "bytes for 132 numbers"),
+        (lambda state: {k: v.contiguous() for k, v in state.items()}, "bytes for 132"),
         (lambda state: {k: v.clone() for k, v in state.items()}, "now they are two"),
         (_wrong_slim(id), "now they are two"),
         (_wrong_slim(torch.Tensor.data_ptr), "data_ptr() alone"),
@@ -1256,16 +1308,16 @@ def _check_load_fast(load_fast: Callable[[Path], nn.Module]) -> None:
         state = model.state_dict()
         if any(tensor.is_meta for tensor in state.values()):
             raise Wrong(
-                "The model is still on meta: its tensors have shapes and no numbers. "
-                "Copying into them does nothing; assign=True puts the file's tensors "
-                "in their place. Section 2."
+                "The model is still on meta: its tensors have shapes but no values. "
+                "Copying into them does nothing; assign=True replaces them with the "
+                "file's tensors. Section 2."
             )
         if max_difference(state, right.state_dict()) != 0:
             raise Wrong("The model's weights are not those in the file. Section 2.")
         if work.drawn:
             raise Wrong(
-                f"{work.drawn:,} random numbers were drawn, and then replaced by the "
-                'file\'s. Build the model under torch.device("meta"). Section 2.'
+                f"{work.drawn:,} random numbers were drawn, and then overwritten by "
+                'the file\'s. Build the model under torch.device("meta"). Section 2.'
             )
         if work.copied:
             raise Wrong(
@@ -1278,8 +1330,8 @@ def _check_load_fast(load_fast: Callable[[Path], nn.Module]) -> None:
         _zero_the_weights(path)
         if torch.equal(before, state["head.weight"]):
             raise Wrong(
-                "All of the file was read into memory. With mmap=True torch.load "
-                "reads a tensor when it is used. Section 3."
+                "The whole file was read into memory. With mmap=True, a tensor is "
+                "read when it is used. Section 3."
             )
 
 
@@ -1331,11 +1383,11 @@ load_fast = Exercise(
     _check_load_fast,
     start=_start_load_fast,
     hints=[
-        "Three things are slow: random numbers that nobody needs, reading the whole "
-        "file, and copying it.",
-        'with torch.device("meta"): for the first, mmap=True for the second.',
-        "load_state_dict(state_dict, assign=True) for the third: without it, a model "
-        "on meta stays empty.",
+        "Three things are slow: drawing random numbers that are never used, reading "
+        "the whole file, and copying it.",
+        'Use with torch.device("meta"): for the first, and mmap=True for the second.',
+        "Use load_state_dict(state_dict, assign=True) for the third: without it, a "
+        "model on meta stays empty.",
     ],
     solution=_solution_load_fast,
     text=_text(_solution_load_fast),

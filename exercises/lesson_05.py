@@ -23,53 +23,53 @@ def _choice(answer: str, correct: bool, feedback: str) -> dict:
 QUIZZES = {
     "unknown_thing": [
         {
-            "question": "ImageNet's 1,000 classes hold no astronaut and no moon. What "
-            "does the network answer to a photograph of one?",
+            "question": "ImageNet's 1,000 classes include neither an astronaut nor the "
+            "moon. What does the network predict for a photograph of one?",
             "type": "multiple_choice",
             "answers": [
                 _choice(
-                    "that it does not know",
+                    "that it does not know what it is",
                     False,
-                    "There is no such output. It has 1,000 scores, and nothing else.",
+                    "The network has no such output, only one score per class.",
                 ),
                 _choice(
                     "about 0.001 for each of the 1,000 classes",
                     False,
-                    "That would be honest, but nobody trained it to answer so: every "
-                    "picture of its training was of one of the classes.",
+                    "It was never trained to do that: every training image belonged "
+                    "to one of the classes.",
                 ),
                 _choice(
                     "one of its 1,000 classes",
                     True,
-                    "Yes. softmax always adds up to 1, so something gets the largest "
-                    "share. Look how large it is.",
+                    "Yes. The probabilities always add up to 1, so one class gets "
+                    "the largest. Look at how large it is.",
                 ),
             ],
         }
     ],
     "frozen_train": [
         {
-            "question": "All parameters are frozen, there is no optimizer, and no "
-            "gradient is computed. In train mode we run one batch through VGG19 with "
-            "BatchNorm. How many of its tensors change?",
+            "question": "All parameters are frozen, and there is no optimizer and no "
+            "backward pass. We run one batch in train mode through VGG19 with "
+            "BatchNorm. Which of its tensors change?",
             "type": "multiple_choice",
             "answers": [
                 _choice(
                     "none",
                     False,
-                    "requires_grad = False stops gradients. But not all tensors of a "
-                    "model are changed by gradients.",
+                    "requires_grad = False stops gradients, but some tensors change "
+                    "without a gradient.",
                 ),
                 _choice(
-                    "those of the BatchNorm layers that are no parameters",
+                    "the buffers of the BatchNorm layers",
                     True,
-                    "Yes: forward() itself writes the running statistics.",
+                    "Yes: forward() itself updates the running statistics.",
                 ),
                 _choice(
                     "all tensors of the BatchNorm layers",
                     False,
-                    "Their weight and bias are parameters: without an optimizer they "
-                    "stay. What else does a BatchNorm layer hold?",
+                    "Their weight and bias are parameters: only an optimizer changes "
+                    "those. What else does a BatchNorm layer have?",
                 ),
             ],
         }
@@ -92,12 +92,17 @@ def _check_one_output(one_output_loss):
         found = one_output_loss(logits, labels)
         if not isinstance(found, torch.Tensor) or found.dim():
             raise Wrong(
-                "A loss is one number, a tensor without dimensions; you return "
+                "A loss is one number, a tensor with no dimensions; you return "
                 f"{getattr(found, 'shape', found)!r}. Section 2."
             )
         row, targets = logits.detach().squeeze(1), labels.float()
         right = bce(row, targets)
         if torch.isclose(found, right, atol=1e-5):
+            if not found.requires_grad:
+                raise Wrong(
+                    "The number is right, but the loss has lost its connection to the "
+                    "logits, so backward() cannot train the model. Section 2."
+                )
             continue
         x = logits.detach()
         spread = -(
@@ -105,18 +110,16 @@ def _check_one_output(one_output_loss):
             + (1 - targets) * nn.functional.logsigmoid(-x)
         )
         reasons = {
-            "It is 0 for every model: cross-entropy compares classes, and with one "
-            "output there is only one. Softmax of a single score is 1.": right * 0,
+            "It is 0 for every model: cross-entropy compares classes, and one output "
+            "means only one class. The softmax of a single score is 1.": right * 0,
             "Cross-entropy takes your batch for ONE sample with "
-            f"{len(row)} classes, as logits and targets have the shape (B,).": ce(
-                row, targets
-            ),
-            "The sigmoid is applied twice: the loss with logits does it itself.": bce(
+            f"{len(row)} classes, because both have the shape (B,).": ce(row, targets),
+            "The sigmoid is applied twice: the loss already applies it.": bce(
                 row.sigmoid(), targets
             ),
-            "It is the sum over the batch, not the mean.": right * len(row),
+            "You return the sum over the batch, not the mean.": right * len(row),
             "logits (B, 1) and labels (B,) broadcast to (B, B): every logit is "
-            "compared with every label. Bring both to one shape.": spread.mean(),
+            "compared with every label. Give both the same shape.": spread.mean(),
         }
         close = (r for r, v in reasons.items() if torch.isclose(found, v, atol=1e-5))
         reason = next(close, "That is not binary cross-entropy.")
@@ -143,15 +146,15 @@ one_output = Exercise(
     _check_one_output,
     start=_one_output_start,
     hints=[
-        "How many classes does cross-entropy see in logits of shape (B, 1)?",
-        "For one output there is the binary cross-entropy, and it wants logits and "
-        "targets of one shape, as float.",
+        "How many classes are there for cross-entropy in logits of shape (B, 1)?",
+        "For one output, use binary cross-entropy. It takes logits and float targets "
+        "of the same shape.",
         "nn.functional.binary_cross_entropy_with_logits(logits, targets)",
     ],
     solution=_one_output,
     text="""
 def one_output_loss(logits, labels):
-    targets = labels.float().unsqueeze(1)  # (B, 1), as the logits
+    targets = labels.float().unsqueeze(1)  # (B, 1), like the logits
     return nn.functional.binary_cross_entropy_with_logits(logits, targets)
 """,
     wrong_answers=[
@@ -195,6 +198,12 @@ def one_output_loss(logits, labels):
             "broadcast",
         ),
         (
+            lambda logits, labels: _functional.binary_cross_entropy_with_logits(
+                logits.detach().squeeze(1), labels.float()
+            ),
+            "lost its connection",
+        ),
+        (
             lambda logits, labels: (logits.squeeze(1) - labels).square().mean(),
             "not binary cross-entropy",
         ),
@@ -232,9 +241,10 @@ def _check_freeze_body(freeze_body):
     for _ in range(2):  # as in training: epoch after epoch
         before = copy.deepcopy(model.state_dict())
         model.modes.clear()
+        model.eval()  # the last epoch ended with a validation
         freeze_body(model)
         if not all(p.requires_grad for p in model.head.parameters()):
-            raise Wrong("The head is frozen as well: it must train. Section 2.")
+            raise Wrong("The head is frozen too, but it must train. Section 2.")
         for x, y in zip(images, labels, strict=True):
             loss = nn.functional.cross_entropy(model(x), y)
             optimizer.zero_grad()
@@ -244,22 +254,26 @@ def _check_freeze_body(freeze_body):
         moved = {k for k in before if not torch.equal(before[k], after[k])}
         own = {f"body.{name}" for name, _ in model.body.named_parameters()}
         if found := sorted(moved & own):
-            raise Wrong(f"The body has trained: {found} moved. Freeze it. Section 2.")
+            raise Wrong(
+                f"The body was trained: {found} changed. Freeze its parameters, with "
+                "requires_grad_(False). (`body.requires_grad = False`, without the "
+                "underscore, only sets an attribute of the module.) Section 2."
+            )
         if found := sorted(k for k in moved if k.startswith("body.")):
             raise Wrong(
-                f"The body's running statistics moved: {found}. It was in train mode "
-                "when a batch ran through it: model.train() reaches all submodules, so "
-                "a body.eval() before it is undone. Section 3."
+                f"The body's running statistics changed: {found}. It was in train "
+                "mode during a forward pass: model.train() reaches all submodules, and "
+                "undoes a body.eval() before it. Section 3."
             )
         if any(body for body, _ in model.modes):
             raise Wrong(
-                "BatchNorm is in eval mode, but the body's Dropout still drops. Put "
-                "the whole body into eval mode. Section 3."
+                "BatchNorm is in eval mode, but the body's Dropout is still active. "
+                "Put the whole body into eval mode. Section 3."
             )
         if not all(head for _, head in model.modes):
             raise Wrong(
                 "The head's Dropout is off: the head is in eval mode while it trains. "
-                "eval() is for the body alone. Section 3."
+                "Only the body should be in eval mode. Section 3."
             )
 
 
@@ -299,6 +313,17 @@ def _no_eval(model):
     model.train()
 
 
+def _attribute_only(model):
+    model.body.requires_grad = False
+    model.train()
+    model.body.eval()
+
+
+def _never_train(model):
+    model.body.requires_grad_(False)
+    model.body.eval()
+
+
 def _freezes_all(model):
     model.requires_grad_(False)
     model.train()
@@ -310,7 +335,7 @@ freeze_body = Exercise(
     start=_freeze_body_start,
     hints=[
         "In which mode is model.body when the function returns?",
-        "model.train() sets the mode of every submodule. What if it came first?",
+        "model.train() sets the mode of every submodule. What if you called it first?",
         "Swap two lines: model.train(), then model.body.eval().",
     ],
     solution=_freeze_body,
@@ -322,10 +347,12 @@ def freeze_body(model):
 """,
     wrong_answers=[
         (_all_eval, "head's Dropout is off"),
-        (_not_frozen, "The body has trained"),
-        (_batch_norm_only, "Dropout still drops"),
-        (_no_eval, "running statistics moved"),
-        (_freezes_all, "head is frozen"),
+        (_not_frozen, "The body was trained"),
+        (_batch_norm_only, "Dropout is still active"),
+        (_no_eval, "running statistics changed"),
+        (_freezes_all, "head is frozen too"),
+        (_attribute_only, "only sets an attribute"),
+        (_never_train, "head's Dropout is off"),
     ],
 )
 
@@ -353,54 +380,64 @@ def _check_two_datasets(two_datasets):
         for size in (32, 24):
             pair = two_datasets(folder, size)
             if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise Wrong("Return two data sets: train_images, plain_images.")
+                raise Wrong("Return two datasets: train_images, plain_images.")
             _check_pair(*pair, size)
 
 
 def _check_pair(train_images, plain_images, size):
     if train_images is plain_images:
         raise Wrong(
-            "Both are the same ImageFolder, so they share one transform: set it for "
-            "validation, and training loses its augmentation. Make two. Section 4."
+            "Both are the same ImageFolder, so they share one transform: if you set "
+            "it for validation, training loses its augmentation. Create two. "
+            "Section 4."
         )
     for name, images in (("train", train_images), ("plain", plain_images)):
         if len(images) != 6:
-            raise Wrong(f"{name}_images has {len(images)} pictures, the folder has 6.")
+            raise Wrong(f"{name}_images has {len(images)} images, the folder has 6.")
         for number, value in ((0, -1.0), (1, 1.0)):
             picture, _ = images[number]
             shape = getattr(picture, "shape", type(picture).__name__)
             if shape != (3, size, size):
                 raise Wrong(
-                    f"A picture of {name}_images should have the shape "
+                    f"An image from {name}_images should have the shape "
                     f"{(3, size, size)}; found {shape}. Section 4."
                 )
-            if not torch.allclose(picture.float(), torch.tensor(value), atol=0.02):
-                colour, mean = "black" if value < 0 else "white", picture.float().mean()
+            if picture.dtype != torch.float32:
                 raise Wrong(
-                    f"A {colour} picture of {name}_images should hold {value} "
-                    f"everywhere; found {mean:.2f} on average. Both transforms end in "
+                    f"An image from {name}_images should be torch.float32, as the "
+                    f"network's weights are; found {picture.dtype}. Section 4."
+                )
+            if not torch.allclose(picture, torch.tensor(value), atol=0.02):
+                colour, mean = "black" if value < 0 else "white", picture.mean()
+                raise Wrong(
+                    f"A {colour} image from {name}_images should be {value} "
+                    f"everywhere; found {mean:.2f} on average. Both transforms need "
                     "the same normalization, the one that the network was trained "
-                    "with. Section 4."
+                    "with. (And crop and mirror only: rotations and colour changes "
+                    "are not part of this exercise.) Section 4."
                 )
     reads = [plain_images[2][0] for _ in range(12)]
     if any(not torch.equal(reads[0], read) for read in reads):
         raise Wrong(
-            "plain_images gives another picture at each reading. Validation must see "
-            "the same pictures every time, or its curve is noise: no random transform "
-            "there. Section 4."
+            "plain_images returns a different image each time. Validation must use "
+            "the same images in every epoch, or you cannot compare epochs: use no "
+            "random transform. Section 4."
         )
     reads = [train_images[2][0] for _ in range(40)]
     kinds = {read.numpy().tobytes() for read in reads}
     if len(kinds) == 1:
         raise Wrong(
-            "train_images gives the same picture at each reading: there is no "
+            "train_images returns the same image each time: there is no "
             "augmentation. Section 4."
         )
-    brighter = {
-        bool(r[:, :, : size // 2].mean() > r[:, :, size // 2 :].mean()) for r in reads
-    }
-    if len(brighter) == 1:
-        raise Wrong("train_images never mirrors a picture: RandomHorizontalFlip.")
+    gaps = [r[..., : size // 2].mean() - r[..., size // 2 :].mean() for r in reads]
+    mirrored = {bool(gap > 0) for gap in gaps if abs(gap) > 0.05}  # black was left
+    if len(mirrored) == 1:
+        often = "every" if mirrored == {True} else "no"
+        raise Wrong(
+            f"train_images mirrors {often} image: RandomHorizontalFlip does it with "
+            "probability 0.5. Section 4."
+        )
     if len(kinds) == 2:
         raise Wrong("train_images only mirrors: crop at random too. Section 4.")
 
@@ -460,6 +497,23 @@ def _flips_only(folder, size):
     return ImageFolder(folder, flip), ImageFolder(folder, _plain(size, _end()))
 
 
+def _always_mirrored(folder, size):
+    mirror = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(1), *_end()]
+    plain = _plain(size, _end())
+    return ImageFolder(folder, v2.Compose(mirror)), ImageFolder(folder, plain)
+
+
+def _never_mirrored(folder, size):
+    crop = v2.Compose([v2.RandomResizedCrop(size), *_end()])
+    return ImageFolder(folder, crop), ImageFolder(folder, _plain(size, _end()))
+
+
+def _float64(folder, size):
+    end = [v2.ToImage(), v2.ToDtype(torch.float64, scale=True), *_end()[2:]]
+    train_images = ImageFolder(folder, _augmented(size, _end()))
+    return train_images, ImageFolder(folder, _plain(size, end))
+
+
 def _short_side(folder, size):
     plain = v2.Compose([v2.Resize(size), *_end()])
     return ImageFolder(folder, _augmented(size, _end())), ImageFolder(folder, plain)
@@ -470,8 +524,8 @@ two_datasets = Exercise(
     start=_two_datasets_start,
     hints=[
         "A transform belongs to its ImageFolder. How many ImageFolders do you need?",
-        "Both transforms end alike: ToImage, ToDtype(torch.float32, scale=True), "
-        "Normalize. Only what stands before differs.",
+        "Both transforms end with the same steps: ToImage, ToDtype(torch.float32, "
+        "scale=True), Normalize. Only the steps before these differ.",
         "Training: v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(). "
         "Plain: v2.Resize((size, size)).",
     ],
@@ -490,10 +544,13 @@ def two_datasets(folder, size):
 """,
     wrong_answers=[
         (_one_object, "the same ImageFolder"),
-        (_both_random, "another picture at each reading"),
+        (_both_random, "a different image each time"),
         (_both_plain, "no augmentation"),
         (_other_end, "the same normalization"),
         (_flips_only, "only mirrors"),
+        (_always_mirrored, "mirrors every image"),
+        (_never_mirrored, "mirrors no image"),
+        (_float64, "should be torch.float32"),
         (_short_side, "should have the shape"),
     ],
 )
@@ -509,6 +566,8 @@ def _check_five_classes(for_five_classes):
     optimizer = for_five_classes(model)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise Wrong(f"Return the optimizer; found {type(optimizer).__name__}.")
+    if not isinstance(optimizer, torch.optim.AdamW):
+        raise Wrong(f"Return an AdamW; found {type(optimizer).__name__}. Section 5.")
     with torch.no_grad():
         outputs = model.eval()(torch.zeros(1, 3, 32, 32)).shape[1]
     if outputs != 5:
@@ -518,13 +577,13 @@ def _check_five_classes(for_five_classes):
         )
     if not isinstance(model.fc, nn.Linear) or model.fc.in_features != 512:
         raise Wrong(
-            "model.fc should be one new Linear on the body's 512 features. Yours keeps "
-            "the old layer with its 1,000 scores. Section 2."
+            f"model.fc should be one new Linear(512, 5); found {model.fc}. A layer "
+            "behind the old one gets its 1,000 scores, not the features. Section 2."
         )
     after = model.state_dict()
     lost = [k for k in before if k[:2] != "fc" and not torch.equal(before[k], after[k])]
     if lost:
-        raise Wrong(f"The body's weights are not what they were: {lost[0]}. Section 2.")
+        raise Wrong(f"You changed the body's weights: {lost[0]}. Section 2.")
     parts = {name: name.split(".")[0] for name, _ in model.named_parameters()}
     open_parts = {parts[n] for n, p in model.named_parameters() if p.requires_grad}
     shut = {parts[n] for n, p in model.named_parameters() if not p.requires_grad}
@@ -536,25 +595,25 @@ def _check_five_classes(for_five_classes):
     if "layer4" in shut:
         raise Wrong("layer4 is frozen: it should train as well. Section 5.")
     if extra := sorted(open_parts - {"fc", "layer4"}):
-        raise Wrong(f"{extra} are still open. Freeze the whole model first. Section 2.")
+        raise Wrong(f"{extra} still train. Freeze the whole model first. Section 2.")
     rates = _rates(optimizer)
     named = dict(model.named_parameters())
     if any(id(p) not in rates for n, p in named.items() if parts[n] == "fc"):
         raise Wrong(
-            "The optimizer does not hold the new head's parameters. It was made from "
-            "the old one: replace the layer first. Section 5."
+            "The optimizer does not contain the new head's parameters. If you built "
+            "it with the old head, replace the layer first. Section 5."
         )
     if any(id(p) not in rates for n, p in named.items() if parts[n] == "layer4"):
         raise Wrong(
-            "layer4 is open, but the optimizer does not hold it: it gets gradients and "
-            "never moves. Section 5."
+            "layer4 is trainable, but not in the optimizer: it gets gradients, but is "
+            "never updated. Section 5."
         )
     if any(
         id(p) in rates for n, p in named.items() if parts[n] not in ("fc", "layer4")
     ):
         raise Wrong(
-            "The optimizer holds frozen parameters. They never get a gradient; pass "
-            "layer4's and fc's alone. Section 5."
+            "The optimizer contains frozen parameters. They never get a gradient: pass "
+            "only those of layer4 and fc. Section 5."
         )
     head, last = (
         {rates[id(p)] for n, p in named.items() if parts[n] == part}
@@ -562,14 +621,14 @@ def _check_five_classes(for_five_classes):
     )
     if head == last:
         raise Wrong(
-            f"Head and layer4 have one rate, {head}. Give each its own group: 1e-3 for "
-            "the head, 1e-4 for layer4. Section 5."
+            f"Head and layer4 have the same learning rate, {head}. Give each its own "
+            "parameter group: 1e-3 for the head, 1e-4 for layer4. Section 5."
         )
     if (head, last) != ({1e-3}, {1e-4}):
         raise Wrong(
-            f"The head's rate should be 1e-3 and layer4's 1e-4; found {head} and "
-            f"{last}. The head is new and may take large steps; layer4 knows much. "
-            "Section 5."
+            f"The head's learning rate should be 1e-3 and layer4's 1e-4; found {head} "
+            f"and {last}. The new head needs large steps; large steps destroy what "
+            "layer4 has learned. Section 5."
         )
 
 
@@ -643,6 +702,10 @@ def _swapped(model):
     return _adamw(a=(model.layer4.parameters(), 1e-3), b=(model.fc.parameters(), 1e-4))
 
 
+def _sgd(model):
+    return torch.optim.SGD(_five_classes(model).param_groups)
+
+
 def _opened_not_passed(model):
     _five_classes(model)
     return _adamw(head=(model.fc.parameters(), 1e-3))
@@ -663,11 +726,11 @@ five_classes = Exercise(
     _check_five_classes,
     start=_five_classes_start,
     hints=[
-        "Four steps: freeze all, replace model.fc, open model.layer4, build AdamW. "
-        "The order matters.",
-        "A new nn.Linear is trainable; its input is model.fc.in_features wide.",
-        'AdamW takes a list of groups: {"params": part.parameters(), "lr": rate}. One '
-        "for layer4, one for fc, and nothing that is frozen.",
+        "Four steps: freeze the model, replace model.fc, unfreeze model.layer4, build "
+        "AdamW. The order matters.",
+        "A new nn.Linear is trainable. It takes model.fc.in_features inputs.",
+        'AdamW takes a list of parameter groups: {"params": part.parameters(), "lr": '
+        "lr}. Pass one for layer4 and one for fc, and nothing that is frozen.",
     ],
     solution=_five_classes,
     text="""
@@ -686,12 +749,13 @@ def for_five_classes(model):
         (_frozen_too_late, "freeze first"),
         (_on_top, "1,000 scores"),
         (_another_model, "The model you were given"),
-        (_one_rate, "one rate"),
-        (_frozen_given, "holds frozen parameters"),
+        (_one_rate, "same learning rate"),
+        (_frozen_given, "contains frozen parameters"),
         (_old_head, "new head's parameters"),
         (_swapped, "should be 1e-3"),
-        (_opened_not_passed, "never moves"),
-        (_nothing_frozen, "still open"),
+        (_sgd, "Return an AdamW"),
+        (_opened_not_passed, "never updated"),
+        (_nothing_frozen, "still train"),
         (_layer4_shut, "layer4 is frozen"),
         (lambda model: _five_classes(model) and model, "Return the optimizer"),
     ],

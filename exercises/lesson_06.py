@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import pickle
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -21,21 +23,22 @@ from helpers.ranks import run_on_ranks
 QUIZZES = {
     "collectives": [
         choice(
-            "Rank 0 has x = 1, rank 1 has x = 2. Both call gather(x, xs, dst=0). "
+            "Rank 0 has x = 1, rank 1 has x = 2. Both call gather with dst=0. "
             "Who has the list [1, 2]?",
             ("both ranks", False, "That would be all_gather. gather has one receiver."),
             ("rank 0 only", True, "Yes: dst=0 is the only rank that receives."),
             ("nobody: each keeps its own", False, "Rank 1 sends, and rank 0 receives."),
         ),
         choice(
-            "Both call broadcast(x, src=1). What is x then?",
+            "Both call broadcast(x, src=1), with x = 1 and 2 again. What is x?",
             ("1 on both", False, "src=1 is the number of the rank that sends."),
             ("2 on both", True, "Yes: rank 1 sends its x, and rank 0's is replaced."),
             ("3 on both", False, "Nothing is added up: that would be all_reduce."),
             ("2 on rank 0, and 1 on rank 1", False, "It is a copy, not an exchange."),
         ),
         choice(
-            "Rank 0 has xs = [5, 7] and both call scatter(x, xs, src=0). What is x?",
+            "Rank 0 calls scatter(x, [5, 7], src=0), rank 1 calls "
+            "scatter(x, None, src=0). What is x?",
             ("[5, 7] on both", False, "Every rank receives one element, not the list."),
             ("5 on rank 0, 7 on rank 1", True, "Yes: element r goes to rank r."),
             ("12 on both", False, "Nothing is added up: that would be all_reduce."),
@@ -43,32 +46,31 @@ QUIZZES = {
         choice(
             "Only rank 0 calls broadcast(x, src=0). Rank 1 does not. What happens?",
             (
-                "Rank 1's x is replaced all the same",
+                "Rank 1's x is replaced anyway",
                 False,
                 "No rank can write into "
                 "another's memory: rank 1 has to receive, by the same call.",
             ),
             (
-                "Rank 0 or a later collective waits, until a time-out",
+                "Rank 0, or a later collective, waits until a timeout",
                 True,
                 "Yes: a collective is complete when all ranks have called it.",
             ),
             (
                 "An error, at once",
                 False,
-                "Nobody knows that rank 1 will never call it. It might only be late.",
+                "Rank 0 can't know that rank 1 will never call it. It may be late.",
             ),
         ),
     ],
     "made_different": [
         choice(
-            "We add 1 to a weight on rank 1 and train on. What becomes of the "
-            "difference?",
+            "You add 1 to a parameter on rank 1 and go on training. What happens to "
+            "the difference?",
             (
                 "It is gone after one step",
                 False,
-                "That would need an average of the "
-                "parameters. DDP exchanges gradients.",
+                "That would take an average of the parameters. DDP averages gradients.",
             ),
             (
                 "It shrinks, step by step",
@@ -80,24 +82,24 @@ QUIZZES = {
                 "It stays 1",
                 True,
                 "Yes: equal gradients move both by the same amount, "
-                "and nobody compares the parameters.",
+                "and DDP never compares the parameters.",
             ),
             (
                 "DDP raises an error",
                 False,
-                "It compares parameters' shapes when it wraps "
-                "the model, and never their values afterwards.",
+                "It compares shapes when it wraps the model, "
+                "and never compares values.",
             ),
         ),
     ],
     "adam": [
         choice(
-            "You train with Adam, and your loss is a sum under DDP. What changes, "
-            "against one process?",
+            "You train with Adam and DDP, and your loss is a sum. What changes, "
+            "compared with one process?",
             (
-                "The learning rate is halved, in effect",
+                "In effect, the learning rate is halved",
                 False,
-                "That holds for SGD, whose "
+                "That is true of SGD, whose "
                 "step is proportional to the gradient. Adam divides by its size.",
             ),
             (
@@ -152,17 +154,17 @@ def _check_accuracy(accuracy):
 
     results = _on_ranks(
         on_each,
-        "A rank waits in a collective until the time-out: not every rank calls it. "
-        "Which lines does rank 1 skip? Only the printing may stand under "
+        "A rank waits in a collective until the timeout: not every rank calls it. "
+        "Which lines does rank 1 skip? Put only the print under "
         "`if dist.get_rank() == 0`. Section 4, the hang.",
     )
     found = [None if value is None else round(float(value), 3) for value, _ in results]
     printed = [bool(text.strip()) for _, text in results]
     case = "Rank 0 has 9 correct of 10, rank 1 has 1 of 2. "
-    if found == [0.7, 0.7]:
+    if found[0] == 0.7:
         raise Wrong(
-            f"{case}You return 0.7, the mean of 0.9 and 0.5, as if both ranks had as "
-            "many samples. Add up the counts, and divide once: 10 of 12. Section 5."
+            f"{case}Rank 0 returns 0.7, the mean of 0.9 and 0.5, as if both ranks had "
+            "equally many samples. Sum the counts and divide once: 10 of 12. Section 5."
         )
     if found == [0.9, 0.5]:
         raise Wrong(
@@ -172,18 +174,18 @@ def _check_accuracy(accuracy):
     if found == [0.417, 0.417]:
         raise Wrong(
             f"{case}You return 5 / 12. The sums are right, and their quotient is the "
-            "accuracy: the world size has no place here. Section 5."
+            "accuracy already: the world size has no place here. Section 5."
         )
     if found[0] == 0.833 != found[1]:
         raise Wrong(
-            f"Rank 0 returns 10 / 12, and rank 1 returns {found[1]}. Every rank needs "
-            "it: reduce has one receiver, all_reduce has none. Section 3."
+            f"Rank 0 returns 10 / 12, but rank 1 returns {found[1]}. Every rank needs "
+            "it: reduce has one receiver, all_reduce gives it to all. Section 3."
         )
     if found != [0.833, 0.833]:
         raise Wrong(f"{case}Expected 0.833 on both ranks, found {found}. Section 5.")
     if printed != [True, False]:
         who = [rank for rank in (0, 1) if printed[rank]]
-        raise Wrong(f"Rank 0 alone should print, once; here these print: {who}.")
+        raise Wrong(f"Rank 0 alone should print the result; these printed: {who}.")
 
 
 def _accuracy_start(num_correct, num_samples):
@@ -210,6 +212,15 @@ def _accuracy_mean_of_ratios(num_correct, num_samples):
     dist.all_reduce(mean)
     mean /= dist.get_world_size()
     if dist.get_rank() == 0:
+        print(f"accuracy {mean.item():.3f}")
+    return mean.item()
+
+
+def _accuracy_halved_on_rank_0(num_correct, num_samples):
+    mean = torch.tensor(num_correct / num_samples)
+    dist.all_reduce(mean)
+    if dist.get_rank() == 0:
+        mean /= dist.get_world_size()
         print(f"accuracy {mean.item():.3f}")
     return mean.item()
 
@@ -257,8 +268,8 @@ accuracy = Exercise(
     start=_accuracy_start,
     hints=[
         "Go through the function as rank 1. Which collective does it call?",
-        "all_reduce belongs before the `if`; printing stays inside. And what, instead "
-        "of a quotient, can be added up?",
+        "Call all_reduce before the `if`, and print inside it. And which numbers, "
+        "unlike accuracies, can be summed?",
         "counts = torch.tensor([num_correct, num_samples]), then one all_reduce.",
     ],
     solution=_accuracy_solution,
@@ -274,6 +285,7 @@ def accuracy(num_correct, num_samples):
     wrong_answers=[
         (_accuracy_counts_wait, "not every rank calls it"),
         (_accuracy_mean_of_ratios, "the mean of 0.9 and 0.5"),
+        (_accuracy_halved_on_rank_0, "the mean of 0.9 and 0.5"),
         (_accuracy_to_rank_0, "reduce has one receiver"),
         (_accuracy_own, "nothing was exchanged"),
         (_accuracy_divided_twice, "the world size has no place here"),
@@ -287,7 +299,7 @@ def accuracy(num_correct, num_samples):
 
 def _check_save(save):
     waiting = (
-        "A rank waits until the time-out: a collective, such as barrier, stands under "
+        "A rank waits until the timeout: a collective, such as barrier, stands under "
         "an `if` that only some ranks enter. All ranks must call it. Section 4."
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -301,18 +313,26 @@ def _check_save(save):
         written = [rank for rank in (0, 1) if Path(folder, f"own_{rank}.pt").exists()]
         if written != [0]:
             raise Wrong(
-                "Every rank writes the file: two processes write to one place at the "
-                "same time, and the file may be damaged. Only rank 0 should. Section 6."
+                "Every rank writes the file: two processes write to the same file at "
+                "once, and may damage it. Only rank 0 should write. Section 6."
                 if written == [0, 1]
-                else f"Rank 0 should write the file, and it is written by {written}."
+                else f"Rank 0 should write the file; these wrote it: {written}."
             )
-        saved = torch.load(Path(folder, "own_0.pt"), weights_only=True)
-        if not isinstance(saved, dict) or any("module." in key for key in saved):
+        try:
+            saved = torch.load(Path(folder, "own_0.pt"), weights_only=True)
+        except pickle.UnpicklingError:
+            saved = None
+        if not isinstance(saved, dict):
+            raise Wrong(
+                "The file holds more than weights, perhaps the whole model: save "
+                "model.module.state_dict(). Section 6."
+            )
+        if any("module." in key for key in saved):
             raise Wrong(
                 "The file's keys begin with `module.`, the name under which DDP holds "
                 "your model: a plain model refuses them. Section 2."
             )
-        if max_difference(saved, state):
+        if saved.keys() != state.keys() or max_difference(saved, state):
             raise Wrong("The file does not hold the model's own state_dict.")
 
         def one_file(rank, world_size):  # rank 0 is slow: does rank 1 wait for it?
@@ -328,9 +348,9 @@ def _check_save(save):
 
         if not _on_ranks(one_file, waiting)[1]:
             raise Wrong(
-                "Rank 1 returns before rank 0 has written the file. If it loads it "
-                "next, it finds none, or half of it. All ranks must wait for rank 0: "
-                "dist.barrier()."
+                "Rank 1 returns before rank 0 has written the file. If rank 1 loads it "
+                "next, it finds no file, or half of one. All ranks must wait for "
+                "rank 0: dist.barrier()."
             )
 
 
@@ -353,6 +373,18 @@ def _save_everywhere(model, file):
 def _save_prefixed(model, file):
     if dist.get_rank() == 0:
         torch.save(model.state_dict(), file)
+    dist.barrier()
+
+
+def _save_whole(model, file):
+    if dist.get_rank() == 0:
+        torch.save(model.module, file)
+    dist.barrier()
+
+
+def _save_in_a_dict(model, file):
+    if dist.get_rank() == 0:
+        torch.save({"model": model.module.state_dict()}, file)
     dist.barrier()
 
 
@@ -383,8 +415,8 @@ save = Exercise(
     _check_save,
     start=_save_start,
     hints=[
-        "Three things: who writes, which keys, and what rank 1 does meanwhile.",
-        "`if dist.get_rank() == 0:` around the saving of model.module.state_dict().",
+        "Three questions: who writes, which keys, and what does rank 1 do meanwhile?",
+        "Save model.module.state_dict() under `if dist.get_rank() == 0:`.",
         "After that, outside the `if`: dist.barrier(), where every rank waits for all.",
     ],
     solution=_save_solution,
@@ -397,6 +429,8 @@ def save(model, file):
     wrong_answers=[
         (_save_everywhere, "Every rank writes the file"),
         (_save_prefixed, "begin with `module.`"),
+        (_save_whole, "more than weights"),
+        (_save_in_a_dict, "does not hold the model's own state_dict"),
         (_save_and_go, "Rank 1 returns before rank 0"),
         (_save_barrier_first, "Rank 1 returns before rank 0"),
         (_save_barrier_in_if, "stands under an `if`"),
@@ -429,7 +463,9 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
     def on_each(rank, world_size):
         names = {"__name__": "one"}  # not "__main__": `train` alone is called
         exec(compile(program, "one.py", "exec"), names)
-        train = names["train"]
+        train = names.get("train")
+        if train is None:
+            raise Wrong("one.py should define the function train.")
         dataset = _Recorded(n)
         # Another seed on each rank: DDP has to make the weights equal
         state = train(_net(rank), dataset, num_epochs, batch_size, lr)
@@ -438,7 +474,7 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
 
     (state_0, asked_0), (state_1, asked_1) = _on_ranks(
         on_each,
-        "A rank waits until the time-out: the ranks do not take the same number of "
+        "A rank waits until the timeout: the ranks do not take the same number of "
         "steps. Give each the same number of batches. Section 5.",
     )
     if any(key.startswith("module.") for key in state_0):
@@ -449,9 +485,9 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
     seen = len(asked_0) + len(asked_1)
     if seen == 2 * n * num_epochs:
         raise Wrong(
-            f"In {num_epochs} epochs the two ranks together take {seen} samples, and "
-            f"there are {n}: each rank goes through *all* data. Each should have its "
-            "share: DistributedSampler. Section 5."
+            f"In {num_epochs} epochs the two ranks together take {seen} samples, but "
+            f"there are {n}: each rank goes through *all* data. Give each its share: "
+            "DistributedSampler. Section 5."
         )
     epochs = [
         {*asked_0[e : e + n // 2], *asked_1[e : e + n // 2]}
@@ -459,7 +495,7 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
     ]
     if len(asked_0) != len(asked_1) or any(len(epoch) != n for epoch in epochs):
         raise Wrong(
-            "In an epoch each sample should be used once, by one of the ranks; here "
+            "In each epoch, each sample should be used once, by one rank. Here "
             "some are used twice, and some never. Section 5."
         )
     if max_difference(state_0, state_1) > 1e-9:
@@ -491,13 +527,14 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
                 "batch_size is the global one: divide it by the world size. Section 5."
             )
         raise Wrong(
-            "The ranks agree, but one process with the same batches gives other "
-            "weights. Mean loss, the given lr, plain SGD?"
+            "The ranks agree, but one process with the same batches ends with "
+            "different weights. Did you keep the mean loss, lr and plain SGD?"
         )
     if asked_0[: n // 2] == asked_0[n // 2 : n]:
         raise Wrong(
-            "Both epochs have the same order, and each rank sees only half of the "
-            "data, ever: call sampler.set_epoch(epoch). Section 5."
+            "Both epochs have the same order, so each rank only ever sees half of "
+            "the data: let the sampler shuffle, and call sampler.set_epoch(epoch). "
+            "Section 5."
         )
 
 
@@ -524,7 +561,7 @@ if __name__ == "__main__":
     torch.save(state, "one.pt")
 """
 MANY = """\
-import gc
+import gc, os
 import torch
 import torch.distributed as dist
 import torch.distributed.nn
@@ -552,8 +589,8 @@ def train(model, dataset, num_epochs, batch_size, lr):
 
 
 if __name__ == "__main__":
-    dist.init_process_group()
-    gpus = torch.cuda.device_count() >= dist.get_world_size()
+    gpus = torch.cuda.device_count() >= int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     device = torch.device("cuda", dist.get_node_local_rank()) if gpus else "cpu"
     torch.manual_seed(0)
     model = models.SmallCNN().to(device)
@@ -578,11 +615,12 @@ many = Exercise(
     _check_many,
     start=ONE,
     hints=[
-        "Four changes: the model's wrapper, the sampler, the batch size, the epoch.",
-        "DistributedSampler(dataset) goes to the DataLoader as sampler=..., instead of "
-        "shuffle=True. Each rank's batch is batch_size // dist.get_world_size().",
-        "model = DistributedDataParallel(model); sampler.set_epoch(epoch) first in "
-        "each epoch; return model.module.state_dict().",
+        "Five changes: the wrapper, the sampler, the batch size, the epoch, and what "
+        "you return.",
+        "Pass DistributedSampler(dataset) to the DataLoader as sampler=..., instead "
+        "of shuffle=True. Each rank's batch is batch_size // dist.get_world_size().",
+        "model = DistributedDataParallel(model); sampler.set_epoch(epoch) at the "
+        "start of each epoch; return model.module.state_dict().",
     ],
     solution=MANY,
     text=MANY,
@@ -607,6 +645,14 @@ many = Exercise(
             _many_without(("        sampler.set_epoch(epoch)\n", "")),
             "call sampler.set_epoch(epoch)",
         ),
+        (
+            _many_without(
+                ("Sampler(dataset)", "Sampler(dataset, shuffle=False)"),
+            ),
+            "let the sampler shuffle",
+        ),
+        (_many_without(("lr=lr", "lr=lr * world_size")), "Did you keep"),
+        (_many_without(("def train(", "def train_ddp(")), "define the function train"),
         (_many_without(("model.module.", "model.")), "begin with `module.`"),
     ],
 )
@@ -620,37 +666,37 @@ def _check_accumulate(step_in_parts, lr=0.5):
 
     def on_each(rank, world_size):
         model, sent = DistributedDataParallel(_net()), []
+        all_reduce = dist.all_reduce
 
-        def count(state, bucket):
-            sent.append(bucket.buffer().nbytes)
-            return allreduce_hook(None, bucket)
+        def counted(tensor, *args, **options):
+            sent.append(tensor.nbytes)
+            return all_reduce(tensor, *args, **options)
 
-        model.register_comm_hook(None, count)
+        model.register_comm_hook(None, allreduce_hook)  # calls dist.all_reduce
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         mine = slice(rank, None, world_size)
         parts = zip(inputs[mine].chunk(3), labels[mine].chunk(3), strict=True)
-        step_in_parts(model, list(parts), optimizer)
+        with mock.patch.object(dist, "all_reduce", counted):
+            step_in_parts(model, list(parts), optimizer)
         return model.module.state_dict(), sum(sent)
 
     results = _on_ranks(on_each, "A rank waits: both must take the same steps.")
     (state_0, sent), (state_1, _) = results
     model = _net()
     size = sum(p.nbytes for p in model.parameters())
-    if sent == 0:
+    if sent >= 2 * size:  # once, and perhaps a loss or two
         raise Wrong(
-            "No gradient was ever exchanged: the last part's backward must stand "
-            "outside no_sync. Section 4."
-        )
-    if sent > size:
-        raise Wrong(
-            f"Each rank hands {sent} bytes to all_reduce, and the model's gradients "
+            f"Each rank passes {sent} bytes to all_reduce, but the model's gradients "
             f"have {size}: they are exchanged more than once. The forward pass, too, "
-            "has to stand inside `with model.no_sync():`. Section 4."
+            "must be inside `with model.no_sync():`. Section 4."
         )
     if max_difference(state_0, state_1) > 1e-9:
         raise Wrong(
-            "The two ranks end with different weights: a later part has added "
-            "gradients that were never exchanged. Exchange in the *last* part."
+            "The two ranks end with different weights: a later part added gradients "
+            "that were never exchanged. Exchange in the *last* part."
+            if sent
+            else "No gradient was ever exchanged: run the last part's forward and "
+            "backward outside no_sync. Section 4."
         )
     before = _net().state_dict()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
@@ -659,11 +705,17 @@ def _check_accumulate(step_in_parts, lr=0.5):
     expected = model.state_dict()
     if max_difference(state_0, expected) > 1e-9:
         moved = max_difference(state_0, before) / max_difference(expected, before)
+        if abs(moved - 2) < 1e-3:
+            raise Wrong(
+                "The step is twice that of a single process with the whole batch: "
+                "all_reduce sums. Divide by the world size. Section 3."
+            )
         more = f" (it moved {moved:.1f} times as far)" if moved > 1.1 else ""
         raise Wrong(
-            "The step is not the one of a single process with the whole batch"
-            f"{more}: gradients add up, so each part's loss has to be divided by the "
-            "number of parts; and there is one step, after the last part."
+            "The step differs from that of a single process with the whole batch"
+            f"{more}: gradients add up, so each part's loss must be divided by the "
+            "number of parts. Take one step, after the last part, and call zero_grad "
+            "only before the first."
         )
 
 
@@ -726,6 +778,36 @@ def _accumulate_undivided(model, parts, optimizer):
     optimizer.step()
 
 
+def _accumulate_sum(model, parts, optimizer):
+    optimizer.zero_grad()
+    with model.no_sync():
+        for inputs, labels in parts:
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad)
+    optimizer.step()
+
+
+def _accumulate_by_hand_each_time(model, parts, optimizer):
+    optimizer.zero_grad()
+    for inputs, labels in parts:
+        with model.no_sync():
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+        for parameter in model.parameters():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+    optimizer.step()
+
+
+def _accumulate_steps(model, parts, optimizer):
+    for inputs, labels in parts:
+        optimizer.zero_grad()
+        last = inputs is parts[-1][0]
+        with contextlib.nullcontext() if last else model.no_sync():
+            (cross_entropy(model(inputs), labels) / len(parts)).backward()
+        optimizer.step()
+
+
 def _accumulate_last_alone(model, parts, optimizer):
     with model.no_sync():
         for inputs, labels in parts[:-1]:
@@ -740,8 +822,8 @@ step_in_parts = Exercise(
     _check_accumulate,
     start=_accumulate_start,
     hints=[
-        "Which of the backward passes has to exchange? The gradients add up in .grad.",
-        "All but the last part go under `with model.no_sync():`, forward included.",
+        "Which backward pass has to exchange? The gradients add up in .grad.",
+        "Run all parts but the last under `with model.no_sync():`, forward included.",
         "contextlib.nullcontext() does nothing: `with model.no_sync() if number < "
         "len(parts) else nullcontext():`. Or treat the last part after the loop.",
     ],
@@ -761,7 +843,10 @@ def step_in_parts(model, parts, optimizer):
         (_accumulate_backward_only, "forward pass, too"),
         (_accumulate_first, "Exchange in the *last* part"),
         (_accumulate_undivided, "divided by the number of parts"),
-        (_accumulate_last_alone, "not the one of a single process"),
+        (_accumulate_sum, "all_reduce sums"),
+        (_accumulate_by_hand_each_time, "more than once"),
+        (_accumulate_steps, "The two ranks end with different weights"),
+        (_accumulate_last_alone, "differs from that of a single process"),
     ],
 )
 

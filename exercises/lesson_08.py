@@ -6,6 +6,7 @@ import socket
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -123,12 +124,12 @@ def _check_command(torchrun_command):
         for name, value in wanted.items():
             if name not in found:
                 raise Wrong(
-                    f"{case}: --{name} is missing; its value is {value}. Section 2."
+                    f"{case}: --{name} is missing; its value is {value}. See In short."
                 )
             if found[name] != value:
                 raise Wrong(
                     f"{case}: --{name} should be {value}, found {found[name]}. "
-                    "Section 2."
+                    "See In short."
                 )
         if extra := found.keys() - wanted.keys():
             raise Wrong(f"{case}: not asked for here: {', '.join(sorted(extra))}.")
@@ -170,7 +171,7 @@ torchrun_command = Exercise(
     start=_command_start,
     hints=[
         "Six options: nodes, which one, workers on it, address, port, restarts.",
-        "Section 2 has the command. Only --node-rank differs between the machines.",
+        "In short has the command. Only --node-rank differs between the machines.",
         '["torchrun", f"--nnodes={nnodes}", f"--node-rank={node_rank}", ..., '
         '"--max-restarts=3", "train.py"]',
     ],
@@ -231,6 +232,7 @@ def _check_save(save):
         with (
             tempfile.TemporaryDirectory() as folder,
             _environment(**{name: str(value) for name, value in numbers.items()}),
+            mock.patch.object(dist, "get_rank", return_value=rank),
         ):
             save(state, folder)
             files = [file.name for file in Path(folder).iterdir()]
@@ -255,7 +257,7 @@ def _check_save(save):
         raise Wrong(
             "Ranks 0 and 2 write the same file: each is local rank 0 of its node. On "
             "a shared folder there must be one writer on all nodes together, the "
-            "global rank 0. Section 4."
+            "global rank 0. Section 5."
         )
     if writers == [0, 1]:
         raise Wrong(
@@ -263,7 +265,12 @@ def _check_save(save):
             "number. Section 1."
         )
     if writers == [0, 1, 2, 3]:
-        raise Wrong("Every rank writes the same file. One should. Section 4.")
+        raise Wrong("Every rank writes the same file. One should. Section 5.")
+    if not writers:
+        raise Wrong(
+            'No rank writes. Values of os.environ are strings, and "0" == 0 is False: '
+            "compare int(os.environ[...])."
+        )
     raise Wrong(f"Rank 0 should write, and it alone; here these write: {writers}.")
 
 
@@ -302,6 +309,8 @@ def save(state, folder):
         (_save_if(lambda env: env["GROUP_RANK"] == 0), "all workers of node 0"),
         (_save_if(lambda env: True), "Every rank writes"),
         (_save_if(lambda env: env["RANK"]), "Rank 0 should write"),
+        (_save_if(lambda env: dist.get_rank() == 1), "these write: [1]"),
+        (_save_if(lambda env: os.environ["RANK"] == 0), "are strings"),
         (_save_if(lambda env: True, "model_{RANK}.pt"), "expected model.pt alone"),
     ],
 )
@@ -337,14 +346,14 @@ def _check_epochs(epochs_trained):
                 f"{case} it hangs: one rank leaves the loop, and the other waits in "
                 "the next collective. All ranks must decide alike, so they must "
                 "decide by the same number, exchanged by a collective that *every* "
-                "rank calls in each epoch. Section 5."
+                "rank calls in each epoch. Section 6."
             ) from None
         if found == [expected, expected]:
             continue
         if found[0] != found[1]:
             raise Wrong(
                 f"{case} the ranks train {found[0]} and {found[1]} epochs: they "
-                "still decide by different numbers. Section 5."
+                "still decide by different numbers. Section 6."
             )
         raise Wrong(
             f"{case} both train {found[0]} epochs, and it should be {expected}: the "

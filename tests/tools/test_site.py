@@ -43,6 +43,9 @@ def soup(page: Path) -> BeautifulSoup:
 def test_every_internal_link_and_anchor_leads_somewhere(site):
     files = [file for file in site.rglob("*.html") if "_static" not in file.parts]
     pages = {file: soup(file) for file in files}
+    ids = {
+        file: {tag["id"] for tag in page.select("[id]")} for file, page in pages.items()
+    }
     followed, broken = 0, []
     for page, content in pages.items():
         for tag in content.select("[href], [src]"):
@@ -54,11 +57,7 @@ def test_every_internal_link_and_anchor_leads_somewhere(site):
             followed += 1
             if not target.is_file():
                 broken.append(f"{page.name}: {url.path}")
-            elif (
-                url.fragment
-                and target in pages
-                and not pages[target].find(id=unquote(url.fragment))
-            ):
+            elif url.fragment and unquote(url.fragment) not in ids[target]:
                 broken.append(f"{page.name}: {url.path}#{url.fragment}")
     print(f"{followed} links in {len(pages)} pages")
     assert broken == []
