@@ -19,6 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.functional import cross_entropy, silu
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DistributedSampler
 
 from exercises import Exercise, Wrong, choice, define
@@ -27,13 +28,13 @@ from helpers.ranks import run_on_ranks
 QUIZZES = {
     "memory": [
         choice(
-            "A model has 7 billion parameters. What does training it with Adam in "
-            "float32 hold, without activations?",
+            "A language model has 7 billion parameters. How much memory does training "
+            "it with Adam in float32 need, without activations?",
             (
                 "about 26 GiB",
                 False,
                 "That is the weights alone, 4 bytes each: enough to "
-                "run the model, not to train it.",
+                "run the model, but not to train it.",
             ),
             (
                 "about 52 GiB",
@@ -43,20 +44,21 @@ QUIZZES = {
             ),
             ("about 104 GiB", True, "Yes: 7e9 times 16 bytes, divided by 2**30."),
             (
-                "half of that in mixed precision",
+                "about 104 GiB, but half as much in mixed precision",
                 False,
-                "The weights and gradients take 2 bytes each, but a float32 copy of "
-                "the weights comes on top: 16 bytes again.",
+                "In bfloat16, a weight and its gradient take 2 bytes each. But a "
+                "float32 copy of the weights comes on top: 16 bytes again.",
             ),
         ),
     ],
     "fsdp": [
         choice(
-            "Two ranks train under FSDP. What does each hold between two steps?",
+            "Two ranks train under FSDP. What does each rank hold between two steps?",
             (
                 "All weights, and half of the optimizer state",
                 False,
-                "That is ZeRO's first stage. FSDP shards the weights as well.",
+                "Sharding only the optimizer state is called ZeRO stage 1. FSDP "
+                "shards weights and gradients as well.",
             ),
             (
                 "The weights of half of the blocks",
@@ -66,16 +68,16 @@ QUIZZES = {
             (
                 "Half of each weight, each gradient and each average",
                 True,
-                "Yes: all 16 bytes are divided by the number of ranks.",
+                "Yes: the 16 bytes are divided by the number of ranks.",
             ),
         ),
         choice(
-            "And in the middle of block 2's forward?",
+            "What weights does a rank hold in the middle of block 2's forward?",
             (
                 "Still only halves: each rank computes with its half",
                 False,
-                "That is "
-                "tensor parallel. FSDP gathers the block and computes as always.",
+                "That is tensor parallel. FSDP gathers the block, and computes "
+                "with all of it.",
             ),
             (
                 "All of block 2, and halves of the others",
@@ -85,8 +87,8 @@ QUIZZES = {
             (
                 "The whole model, until the step ends",
                 False,
-                "So it would be if you only "
-                "called fully_shard(model): one group, gathered all at once.",
+                "That happens if you call only fully_shard(model): one group, gathered "
+                "all at once.",
             ),
         ),
     ],
@@ -100,8 +102,8 @@ def _on_ranks(function):
     except RuntimeError as error:
         if "Timed out" in str(error) or "timeout" in str(error).lower():
             raise Wrong(
-                "A rank waits in a collective until the time-out. Both ranks have to "
-                "make the same calls, in the same order. Lesson 06, section 4."
+                "A rank waited in a collective until the timeout. Both ranks must make "
+                "the same calls, in the same order. Lesson 06, section 4."
             ) from None
         raise
 
@@ -126,32 +128,34 @@ def _check_min_devices(min_devices):
             continue
         if found is None:
             raise Wrong(f"{asked} returns None. Is there a `return`?")
+        if found == expected:
+            raise Wrong(f"{asked} returns {found!r}. Return an int.")
         if found < expected and found == math.floor(total_gib / device_gib):
             raise Wrong(
                 f"{asked} should be {expected}, found {found}: {found} devices hold "
-                f"{found * device_gib:.1f} of the {total_gib:.1f} GiB, so the rest has "
-                "no place. Round up, not down."
+                f"only {found * device_gib:.1f} of the {total_gib:.1f} GiB. Round up, "
+                "not down."
             )
         if found == math.floor(total_gib / device_gib) + 1:
             raise Wrong(
-                f"{asked} should be {expected}, found {found}. It fits exactly here, "
-                "and adding 1 in every case gives one device too many."
+                f"{asked} should be {expected}, found {found}. Here the model fits "
+                "exactly, so always adding 1 gives one device too many."
             )
         if found == math.ceil(params * bytes_each / 1e9 / device_gib):
             raise Wrong(
-                f"{asked} should be {expected}, found {found}: you divide by 1e9, "
-                "which gives GB. A GiB is 2**30 bytes. Section 1."
+                f"{asked} should be {expected}, found {found}: dividing by 1e9 gives "
+                "GB. A GiB is 2**30 bytes. Section 1."
             )
         if found == math.ceil(params * 4 / 2**30 / device_gib):
             raise Wrong(
-                f"{asked} should be {expected}, found {found}: that is 4 bytes for "
-                "each parameter, the weights alone. Use bytes_each. Section 1."
+                f"{asked} should be {expected}, found {found}: you count 4 bytes per "
+                "parameter, the weights alone. Use bytes_each. Section 1."
             )
-        if found == expected or math.isclose(found, total_gib / device_gib):
-            raise Wrong(f"{asked} returns {found!r}. A number of devices is an int.")
+        if math.isclose(found, total_gib / device_gib):
+            raise Wrong(f"{asked} returns {found!r}. The number of devices is an int.")
         raise Wrong(
-            f"{asked} should be {expected}, found {found}: {total_gib:.1f} GiB in all, "
-            f"{device_gib} on each device. Section 1."
+            f"{asked} should be {expected}, found {found}: {total_gib:.1f} GiB are "
+            f"needed, and each device has {device_gib}. Section 1."
         )
 
 
@@ -200,21 +204,27 @@ def _check_backward_in_parts(backward_in_parts):
         model = nn.Linear(3, 4).double()
         inputs = torch.randn(num_samples, 3, generator=generator, dtype=torch.float64)
         labels = torch.randint(4, (num_samples,), generator=generator)
-        rows = []
-        model.register_forward_pre_hook(lambda _, args, rows=rows: rows.append(args[0]))
+        rows, no_gradient = [], []
+
+        def note(model, args, rows=rows, no_gradient=no_gradient):
+            rows.append(args[0])
+            no_gradient.append(model.weight.grad is None)
+
+        model.register_forward_pre_hook(note)
         backward_in_parts(model, inputs, labels, size)
         found = model.weight.grad
         if found is None:
-            raise Wrong("The parameters have no gradient: is backward() ever called?")
+            raise Wrong("The parameters have no gradient. Is backward() ever called?")
         seen, rows = [len(part) for part in rows], torch.cat(rows)
         if max(seen) > size:
             raise Wrong(
-                f"With size={size} the model gets {max(seen)} samples at once. That "
-                "gives the right gradient, but saves no memory. Section 2."
+                f"With size={size}, the model gets {max(seen)} samples at once. "
+                "Larger micro-batches need more memory, so this saves no memory. "
+                "Section 2."
             )
         if len(rows) < num_samples:
             raise Wrong(
-                f"Of {num_samples} samples the model sees {len(rows)}. The last, "
+                f"The model sees only {len(rows)} of {num_samples} samples. The last, "
                 "smaller micro-batch belongs to the batch too."
             )
 
@@ -231,6 +241,12 @@ def _check_backward_in_parts(backward_in_parts):
             return sum(part.mean() for part in losses.split(size))
 
         if is_of(torch.mean):
+            if any(no_gradient[1:]):
+                raise Wrong(
+                    "There is no backward() between two micro-batches, so the "
+                    "activations of all stay in memory. Call backward() in the loop. "
+                    "Section 2."
+                )
             continue
         if is_of(torch.sum):
             raise Wrong(
@@ -244,9 +260,9 @@ def _check_backward_in_parts(backward_in_parts):
             )
         if is_of(lambda losses, n=num_parts: sum_of_means(losses) / n):
             raise Wrong(
-                f"{given}, every micro-batch counts the same, so each of the "
-                f"{seen[-1]} samples of the last one counts more than the others. "
-                "Weigh each mean by its number of samples."
+                f"{given}, every micro-batch counts the same, so a sample in the last "
+                f"one (size {seen[-1]}) counts more than the others. "
+                "Weight each mean by its number of samples."
             )
         if is_of(lambda losses, n=seen[-1]: losses[-n:].sum() / len(losses)) or is_of(
             lambda losses, n=seen[-1]: losses[-n:].mean()
@@ -309,6 +325,15 @@ def _in_parts_dropped(model, inputs, labels, size):
         (loss / num_parts).backward()
 
 
+def _in_parts_late(model, inputs, labels, size):
+    loss = 0
+    for i in range(0, len(inputs), size):
+        some = inputs[i : i + size]
+        part = cross_entropy(model(some), labels[i : i + size])
+        loss = loss + part * len(some) / len(inputs)
+    loss.backward()
+
+
 def _in_parts_at_once(model, inputs, labels, size):
     cross_entropy(model(inputs), labels).backward()
 
@@ -317,9 +342,9 @@ backward_in_parts = Exercise(
     _check_backward_in_parts,
     start=_in_parts_start,
     hints=[
-        "By hand: losses 1, 1, 1, 4 in micro-batches of 3 and 1. What is the mean of "
-        "the two means, and what is the mean of all four?",
-        "Each micro-batch should count as much as it has samples.",
+        "Take losses 1, 1, 1, 4 in micro-batches of 3 and 1. What is the mean of the "
+        "two means, and what is the mean of all four?",
+        "A micro-batch should count in proportion to its number of samples.",
         "Multiply the loss by len(some_inputs[i]) / len(inputs).",
     ],
     solution=_in_parts_solution,
@@ -337,6 +362,7 @@ def backward_in_parts(model, inputs, labels, size):
         (_in_parts_zeroed, "the last micro-batch alone"),
         (_in_parts_dropped, "belongs to the batch too"),
         (_in_parts_at_once, "saves no memory"),
+        (_in_parts_late, "Call backward() in the loop"),
     ],
 )
 
@@ -373,11 +399,23 @@ def _check_shard(shard):
         model, plain = _Net().double(), _Net().double()
         plain.load_state_dict(model.state_dict())
         mesh = init_device_mesh("cpu", (world_size,))
-        optimizer = shard(model, mesh)
+        try:
+            optimizer = shard(model, mesh)
+        except TypeError as error:
+            if not isinstance(model, FSDPModule) or "Invariant" not in str(error):
+                raise
+            raise Wrong(
+                "fully_shard fails on a block, because the model is sharded already: "
+                "its call took *all* parameters, those of the blocks too. Call "
+                "fully_shard on the blocks first, and on the model last. Section 5."
+            ) from None
         if not isinstance(optimizer, torch.optim.Adam):
             raise Wrong(f"Return the Adam optimizer; found {type(optimizer).__name__}.")
         found = {"model": isinstance(model, FSDPModule)}
-        found["blocks"] = [isinstance(block, FSDPModule) for block in model.blocks]
+        found["blocks"] = [
+            any(isinstance(module, FSDPModule) for module in block.modules())
+            for block in model.blocks
+        ]
         parameters = dict(model.named_parameters())
         found["whole"] = [
             name for name, p in parameters.items() if not isinstance(p, DTensor)
@@ -401,32 +439,37 @@ def _check_shard(shard):
     if not found["model"] and not any(found["blocks"]):
         raise Wrong(
             "Nothing is sharded: each rank holds the whole model. Call "
-            "fully_shard(block, mesh=mesh) for each block, and then for the model. "
+            "fully_shard(block, mesh=mesh) on each block, and then on the model. "
             "Section 5."
         )
     if not any(found["blocks"]):
         raise Wrong(
-            "Only the model itself is wrapped, so all parameters are one group: every "
-            "rank gathers the *whole* model in each step. Wrap each block first. "
+            "Only the model itself is wrapped, so all parameters are in one group: "
+            "every rank gathers the *whole* model at once. Shard each block first. "
             "Section 5."
         )
     if not all(found["blocks"]):
         raise Wrong(f"Some blocks are not wrapped: {found['blocks']}. Section 5.")
-    if not found["model"] or found["whole"]:
+    if not found["model"] and not found["whole"]:
         raise Wrong(
-            f"These are on every rank as a whole: {found['whole']}. They are in no "
-            "block, so call fully_shard on the model too, after the blocks. Section 5."
+            "All layers are sharded, but the model itself is not wrapped. Call "
+            "fully_shard on the model last, instead of on its other layers. Section 5."
+        )
+    if found["whole"]:
+        raise Wrong(
+            f"Every rank holds all of {found['whole']}. They are in no block, so call "
+            "fully_shard on the model too, after the blocks. Section 5."
         )
     if found["foreign"]:
         raise Wrong(
-            "The optimizer holds the parameters of before: fully_shard replaces them "
-            "by DTensors, so its steps change nothing in the model. Make the optimizer "
-            "after sharding. In short, and section 5."
+            "The optimizer holds the old parameters: fully_shard has replaced them "
+            "with DTensors, so its steps change nothing in the model. Make the "
+            "optimizer after sharding. In short, and section 5."
         )
     if found["gap"] > 1e-9:
         raise Wrong(
-            "After two steps the weights differ from one process with Adam and lr=0.01 "
-            f"by {found['gap']:.2g}. Which optimizer do you return?"
+            f"After two steps, the weights differ by {found['gap']:.2g} from those of "
+            "one process with Adam and lr=0.01. Which optimizer do you return?"
         )
 
 
@@ -479,6 +522,13 @@ def _shard_other_lr(model, mesh):
     return torch.optim.Adam(model.parameters())
 
 
+def _shard_model_first(model, mesh):
+    fully_shard(model, mesh=mesh)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
 def _shard_returns_model(model, mesh):
     _shard_solution(model, mesh)
     return model
@@ -491,7 +541,7 @@ shard = Exercise(
         "How many groups of parameters should there be? One for each block, and one "
         "for the rest.",
         "fully_shard(block, mesh=mesh) for each block, then the same for the model.",
-        "When does the optimizer get its parameters? fully_shard replaces them.",
+        "fully_shard replaces the parameters. When does the optimizer get them?",
     ],
     solution=_shard_solution,
     text="""
@@ -507,6 +557,7 @@ def shard(model, mesh):
         (_shard_blocks_only, "They are in no block"),
         (_shard_optimizer_first, "after sharding"),
         (_shard_first_block, "Some blocks are not wrapped"),
+        (_shard_model_first, "on the blocks first, and on the model last"),
         (_shard_other_lr, "Which optimizer do you return?"),
         (_shard_returns_model, "Return the Adam optimizer"),
     ],
@@ -516,29 +567,38 @@ def shard(model, mesh):
 # 4: tensor parallel by hand
 
 
+class _Products(TorchDispatchMode):
+    """Notes the width of each matrix product, whichever function computes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.widths = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if "mm" in str(func):  # aten.mm, addmm, bmm
+            self.widths.append(out.shape[-1])
+        return out
+
+
 def _check_pair(pair):
     def on_each(rank, world_size):
         torch.manual_seed(0)
         first, second = nn.Linear(6, 8).double(), nn.Linear(8, 4).double()
         x, calls, all_reduce = torch.randn(3, 6).double(), [], dist.all_reduce
-        relu_sizes, relu = [], torch.relu
 
         def counted(tensor, *args, **kwargs):
             calls.append(tensor.detach().clone())
             return all_reduce(tensor, *args, **kwargs)
 
-        def noted(tensor):
-            relu_sizes.append(tensor.shape[-1])
-            return relu(tensor)
-
-        dist.all_reduce, torch.relu = counted, noted
+        dist.all_reduce = counted
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _Products() as products:
                 found = pair(x, first, second)
         finally:
-            dist.all_reduce, torch.relu = all_reduce, relu
+            dist.all_reduce = all_reduce
         with torch.no_grad():
-            expected = second(relu(first(x)))
+            expected = second(torch.relu(first(x)))
             bias = second.bias
         if not isinstance(found, torch.Tensor) or found.shape != expected.shape:
             shape = tuple(getattr(found, "shape", ())) or type(found).__name__
@@ -546,7 +606,7 @@ def _check_pair(pair):
         return {
             "shape": None,
             "calls": len(calls),
-            "halved": all(size <= 4 for size in relu_sizes),
+            "halved": all(width <= 4 for width in products.widths),
             "equal": torch.allclose(found, expected, atol=1e-9),
             "bias twice": torch.allclose(found, expected + bias, atol=1e-9),
             "no bias": torch.allclose(found, expected - bias, atol=1e-9),
@@ -564,16 +624,22 @@ def _check_pair(pair):
         if found["bias twice"]:
             raise Wrong(
                 "The result is right, except that second.bias is in it twice: both "
-                "ranks add it, and all_reduce adds up. Add it once, after the sum."
+                "ranks add it before the all_reduce. Add it once, after the sum."
             )
         if found["no bias"]:
             raise Wrong("second.bias is missing: add it once, after the sum.")
         if not found["calls"] and not found["equal"]:
             raise Wrong(
-                "Nothing is exchanged: each rank returns only what its half of the "
-                "hidden numbers adds. Sum both by dist.all_reduce. Section 7."
+                "Nothing is exchanged: each rank returns only the contribution of its "
+                "half of the hidden numbers. Add both with dist.all_reduce. Section 7."
             )
-        if not found["halved"] or not found["calls"]:
+        if not found["calls"]:
+            raise Wrong(
+                "The result is right without dist.all_reduce. If each rank computes "
+                "all 8 hidden numbers, nothing is saved. If you exchange in another "
+                "way, use one all_reduce. Section 7."
+            )
+        if not found["halved"]:
             raise Wrong(
                 "Each rank computes all 8 hidden numbers, so nothing is saved. Rank r "
                 "should compute 4 of them: 4 rows of first.weight. Section 7."
@@ -581,13 +647,13 @@ def _check_pair(pair):
         if found["calls"] > 1:
             raise Wrong(
                 f"{found['calls']} all_reduce calls with shapes {found['sent']}. One "
-                "is enough: ReLU works on each hidden number alone, so "
+                "is enough: ReLU works on each hidden number separately, so "
                 "nothing has to be exchanged before the second Linear. Section 7."
             )
         if not found["equal"]:
             raise Wrong(
                 f"Rank {rank}'s result differs from second(relu(first(x))). Does each "
-                "rank take *other* rows of first.weight, their part of first.bias, "
+                "rank take *other* rows of first.weight, the same part of first.bias, "
                 "and the matching columns of second.weight?"
             )
 
@@ -648,6 +714,20 @@ def _pair_whole_hidden(x, first, second):
     return out + second.bias
 
 
+def _pair_whole_by_method(x, first, second):
+    half = _half(dist.get_rank())
+    out = first(x).relu()[:, half] @ second.weight[:, half].T
+    dist.all_reduce(out)
+    return out + second.bias
+
+
+def _pair_whole_clamped(x, first, second):
+    half = _half(dist.get_rank())
+    out = first(x).clamp(min=0)[:, half] @ second.weight[:, half].T
+    dist.all_reduce(out)
+    return out + second.bias
+
+
 def _pair_two_exchanges(x, first, second):
     half = _half(dist.get_rank())
     hidden = torch.zeros(len(x), 8, dtype=x.dtype)
@@ -673,8 +753,8 @@ pair = Exercise(
         "Which rows of first.weight (8, 6) give the hidden numbers 4 to 7?",
         "With half = slice(4 * rank, 4 * rank + 4): x @ first.weight[half].T + "
         "first.bias[half] is this rank's half, before the ReLU.",
-        "The second Linear takes columns: hidden @ second.weight[:, half].T. Then "
-        "all_reduce, and only then the bias.",
+        "Of the second weight, take columns: hidden @ second.weight[:, half].T. Then "
+        "call all_reduce, and only then add the bias.",
     ],
     solution=_pair_solution,
     text="""
@@ -692,6 +772,8 @@ def pair(x, first, second):
         (_pair_alone, "Nothing is exchanged"),
         (_pair_rows_twice, "*columns* of second.weight"),
         (_pair_whole_hidden, "all 8 hidden numbers"),
+        (_pair_whole_by_method, "all 8 hidden numbers"),
+        (_pair_whole_clamped, "all 8 hidden numbers"),
         (_pair_two_exchanges, "nothing has to be exchanged"),
         (_pair_same_half, "*other* rows"),
     ],
@@ -707,19 +789,19 @@ QUIZZES["rows_first"] = [
         (
             "The same: one all_reduce of y",
             False,
-            "Each rank has only a part of every hidden number's sum, and the ReLU of "
-            "a part is not a part of the ReLU.",
+            "Each rank has only a part of the sum that makes a hidden number, and ReLU "
+            "must be applied to the whole sum.",
         ),
         (
             "Nothing: columns of B give whole outputs",
             False,
-            "They do, if the rank has all hidden numbers. With rows of A it has only "
+            "They do if the rank has all hidden numbers. With rows of A, it has only "
             "parts of their sums.",
         ),
         (
             "An all_reduce of x @ A, and an all_gather of y's columns",
             True,
-            "Yes: the sums have to be whole before the ReLU, and each rank ends with "
+            "Yes: the sums must be complete before the ReLU, and each rank ends with "
             "its own columns of y.",
         ),
     ),
@@ -781,7 +863,7 @@ def _check_gated_plan(gated_plan):
 
     found = _on_ranks(on_each)[0]
     if "kind" in found:
-        raise Wrong(f"Return a dictionary, name -> style; found a {found['kind']}.")
+        raise Wrong(f"Return a dictionary, name: style. Found a {found['kind']}.")
     if "unknown" in found:
         raise Wrong(
             f"The block has no {found['unknown']}: its Linears are gate, up and down."
@@ -789,15 +871,16 @@ def _check_gated_plan(gated_plan):
     if "missing" in found:
         raise Wrong(
             f"{found['missing']} is not in the plan, so every rank computes it whole. "
-            "gate's output and up's output are multiplied number by number: both need "
-            "the same cut, and down needs the one that fits. Section 2."
+            "gate's output and up's output are multiplied elementwise: both need the "
+            "same split, and down needs the one that fits. Section 2."
         )
     if "classes" in found:
         raise Wrong("Give instances, ColwiseParallel(), and not the class itself.")
     if "error" in found:
         raise Wrong(
             f"The block fails: {found['error']!r}. Its halves do not fit together. "
-            "What does each style take in, and what does it put out? Section 2."
+            "Which input does each style expect, and which output does it return? "
+            "Section 2."
         )
     if not found["equal"] or not found["gradient"]:
         raise Wrong(
@@ -807,9 +890,9 @@ def _check_gated_plan(gated_plan):
     total = sum(found["counts"].values())
     if total != 1:
         raise Wrong(
-            f"Right, but forward makes {total} exchanges, {found['counts']}, where one "
-            "is enough. Which cut lets silu and the product work on a rank's own "
-            "hidden numbers? Sections 1 and 2."
+            f"Right, but forward calls {total} collectives: {found['counts']}, "
+            "where one is enough. Which split lets silu and the product work on a "
+            "rank's own hidden numbers? Sections 1 and 2."
         )
 
 
@@ -845,9 +928,9 @@ gated_plan = Exercise(
     _check_gated_plan,
     start=_gated_plan_start,
     hints=[
-        "silu and the product work number by number. Which cut gives a rank whole "
+        "silu and the product are elementwise. Which split gives a rank complete "
         "hidden numbers, only fewer of them?",
-        "gate and up play the part of A, both; down plays the part of B.",
+        "gate and up both play the part of A, and down plays the part of B.",
         "ColwiseParallel() for gate and up.",
     ],
     solution=_gated_plan_solution,
@@ -918,7 +1001,7 @@ def _check_sampler_for(sampler_for):
             )
             if same_place and not same_images:
                 raise Wrong(
-                    f"{shown}They are in one tp group: each has half of the weights, "
+                    f"{shown}They are in one tp group: each has a part of the weights, "
                     "so both halves have to see the *same* images. Section 4."
                 )
             if not same_place and set(images[a]) & set(images[b]):
@@ -928,8 +1011,8 @@ def _check_sampler_for(sampler_for):
                 )
         if missing := set(dataset) - set().union(*images):
             raise Wrong(
-                f"On a mesh of {shape}, nobody gets the images {sorted(missing)}. Into "
-                "how many shares is the data set to be cut? Section 4."
+                f"On a mesh of {shape}, nobody gets the images {sorted(missing)}. How "
+                "many shares of the data set are needed? Section 4."
             )
 
 
@@ -983,9 +1066,9 @@ sampler_for = Exercise(
     _check_sampler_for,
     start=_sampler_start,
     hints=[
-        "Left to itself, DistributedSampler asks for the rank among *all* ranks.",
-        "Two ranks of one tp group are one model. How many models are there, and "
-        "which is this?",
+        "By default, DistributedSampler uses the rank among *all* ranks.",
+        "The ranks of one tp group hold one model together. How many models are there, "
+        "and which one is this?",
         'num_replicas=mesh["dp"].size(), and rank=mesh["dp"].get_local_rank().',
     ],
     solution=_sampler_solution,
