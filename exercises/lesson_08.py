@@ -101,6 +101,11 @@ def _check_command(torchrun_command):
                 "'train.py'. Arguments after the script's name go to the *script*; "
                 f"torchrun does not read them. Found {words}."
             )
+        if bad := [word for word in words if " " in word]:
+            raise Wrong(
+                f"{case}: {bad[0]!r} has a space. torchrun would get it as one "
+                'argument: write "--nnodes=2", or "--nnodes", "2".'
+            )
         found = _options(words[1:-1])
         wanted = {
             "nnodes": str(nnodes),
@@ -138,10 +143,15 @@ def _options(words):
     """--a=1 and --a 1 -> {"a": "1"}; underscores as torchrun takes them, too."""
     words, options = [part for word in words for part in word.split("=", 1)], {}
     for word in words:
-        if word.startswith("-"):
-            options[name := word.lstrip("-").replace("_", "-")] = ""
-        elif options:
+        if word.startswith("--"):
+            options[name := word[2:].replace("_", "-")] = ""
+        elif options and not options[name] and not word.startswith("-"):
             options[name] = word
+        else:
+            raise Wrong(
+                f"torchrun does not know {word!r}: its options begin with two dashes, "
+                "and each has one value. See In short."
+            )
     return options
 
 
@@ -199,6 +209,15 @@ def torchrun_command(node_rank, nnodes, gpus, host):
             lambda *case: ["torchrun", "train.py", *_command_with()(*case)[1:-1]],
             "go to the *script*",
         ),
+        (_command_with(lambda nnodes, gpus: nnodes), "--nproc-per-node should be"),
+        (
+            lambda *case: [word.replace("--", "-") for word in _command_with()(*case)],
+            "two dashes",
+        ),
+        (
+            lambda *case: [word.replace("=", " ") for word in _command_with()(*case)],
+            "has a space",
+        ),
     ],
 )
 
@@ -232,6 +251,8 @@ def _check_save(save):
         with (
             tempfile.TemporaryDirectory() as folder,
             _environment(**{name: str(value) for name, value in numbers.items()}),
+            mock.patch.object(dist, "is_initialized", return_value=True),
+            mock.patch.object(dist, "get_world_size", return_value=4),
             mock.patch.object(dist, "get_rank", return_value=rank),
             mock.patch.object(dist, "barrier", return_value=None) as barrier,
         ):
@@ -337,6 +358,7 @@ def _check_epochs(epochs_trained):
         ),  # 4, 3, 3.5: rank 0 rises first
         ([3.0, 2.0, 1.0], [3.0, 2.0, 1.0], 3),  # never: all epochs
         ([2.0, 2.0, 1.0], [4.0, 4.0, 1.0], 2),  # no better is enough to stop
+        ([6.0, 3.0, 4.0, 1.0], [1.0, 2.0, 3.0, 1.0], 3),  # 3.5, 2.5, 3.5: rank 1 rises
     ]
     for losses_0, losses_1, expected in cases:
 
@@ -345,7 +367,7 @@ def _check_epochs(epochs_trained):
 
         case = f"With rank 0's losses {losses_0} and rank 1's {losses_1}"
         try:
-            found = [int(epochs) for epochs in run_on_ranks(on_each, timeout_s=3)]
+            found = run_on_ranks(on_each, timeout_s=3)
         except RuntimeError as error:
             words = "timed out", "timeout", "connection closed", "mismatch"
             if not any(word in str(error).lower() for word in words):
@@ -358,6 +380,8 @@ def _check_epochs(epochs_trained):
             ) from None
         if found == [expected, expected]:
             continue
+        if not all(isinstance(epochs, int) for epochs in found):
+            raise Wrong(f"{case}: expected a number of epochs, found {found[0]!r}.")
         if found[0] != found[1]:
             raise Wrong(
                 f"{case} the ranks train {found[0]} and {found[1]} epochs: they "
@@ -425,6 +449,49 @@ def _epochs_of_rank_0(losses):
     return len(losses)
 
 
+def _epochs_of_rank_1(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        dist.broadcast(loss, 1)
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_min(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        dist.all_reduce(loss, dist.ReduceOp.MIN)
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_reduce_to_0(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        dist.reduce(loss, 0)
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_no_return(losses):
+    best = float("inf")
+    for loss in losses:
+        dist.barrier()
+        dist.all_reduce(loss)
+        if loss >= best:
+            break
+        best = loss
+
+
 def _epochs_greater(losses):
     best = float("inf")
     for epoch, loss in enumerate(losses, start=1):
@@ -472,6 +539,10 @@ def epochs_trained(losses):
         (_epochs_of_rank_0, "decision of one rank"),
         (_epochs_greater, "should be 2"),
         (_epochs_no_barrier, "decide by different numbers"),
+        (_epochs_of_rank_1, "decision of one rank"),
+        (_epochs_min, "should be 3"),
+        (_epochs_reduce_to_0, "it hangs"),
+        (_epochs_no_return, "found None"),
     ],
 )
 
@@ -492,6 +563,8 @@ def _check_interval(best_interval):
              "any node stops the job, so the job fails `nodes` times as often."),
             (best * nodes, "more nodes fail more often, not less: the time between "
              "two failures of the job is node_mtbf_s / nodes."),
+            (best / math.sqrt(nodes), "`nodes` belongs under the root: it divides the "
+             "mean time between failures, M."),
             (best / math.sqrt(2), "a failure loses T / 2 on average, not T: it "
              "can come at any moment between two saves."),
             (best**2, "the derivative is zero where T *squared* has this value: the "
@@ -537,7 +610,9 @@ def best_interval(save_s, node_mtbf_s, nodes):
         (lambda save_s, mtbf_s, n: (2 * save_s * mtbf_s * n) ** 0.5, "not less"),
         (lambda save_s, mtbf_s, n: (save_s * mtbf_s / n) ** 0.5, "not T"),
         (lambda save_s, mtbf_s, n: 2 * save_s * mtbf_s / n, "root is missing"),
+        (lambda save_s, mtbf_s, n: (2 * save_s * mtbf_s) ** 0.5 / n, "under the root"),
         (lambda save_s, mtbf_s, n: mtbf_s / n, "of the time"),
+        (lambda save_s, mtbf_s, n: None, "more than 0; found None"),
     ],
 )
 
