@@ -612,7 +612,7 @@ def best_interval(save_s, node_mtbf_s, nodes):
         (lambda save_s, mtbf_s, n: 2 * save_s * mtbf_s / n, "root is missing"),
         (lambda save_s, mtbf_s, n: (2 * save_s * mtbf_s) ** 0.5 / n, "under the root"),
         (lambda save_s, mtbf_s, n: mtbf_s / n, "of the time"),
-        (lambda save_s, mtbf_s, n: None, "more than 0; found None"),
+        (lambda save_s, mtbf_s, n: -((2 * save_s * mtbf_s / n) ** 0.5), "more than 0"),
     ],
 )
 
