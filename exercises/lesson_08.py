@@ -25,53 +25,52 @@ QUIZZES = {
     "ranks": [
         choice(
             "Three nodes with four workers each. Which ranks live on node 1?",
-            ("0, 1, 2, 3", False, "Those are node 0's, and node 1's *local* ranks."),
+            ("0, 1, 2, 3", False, "Those are node 0's, and each node's *local* ranks."),
             ("4, 5, 6, 7", True, "Yes: ranks are numbered across all nodes."),
             (
                 "1, 4, 7, 10",
                 False,
-                "Ranks are not dealt out in turn: a node's ranks are neighbours.",
+                "The nodes do not take turns: a node's ranks are consecutive.",
             ),
         ),
         choice(
-            "Two nodes with four GPUs each. Rank 5 wants its GPU. Which index?",
+            "Two nodes with four GPUs each. Which GPU index should rank 5 use?",
             ("5", False, "There is no GPU 5 on its node: the indices are 0 to 3."),
             ("1", True, "Yes: its local rank. Rank 4 has GPU 0 of node 1."),
-            ("0", False, "That is rank 4's, and two ranks on one GPU is an error."),
+            ("0", False, "That is rank 4's GPU. NCCL refuses two ranks on one."),
         ),
     ],
     "one_dies": [
         choice(
-            "What becomes of the other worker?",
+            "What happens to the other worker?",
             (
-                "It trains on alone, with half the batch",
+                "It continues alone, with half of the batch",
                 False,
-                "It waits for the "
-                "dead rank's gradients: a process group cannot shrink.",
+                "It needs the dead rank's gradients: a process group cannot shrink.",
             ),
             (
                 "It waits until a new rank 0 has joined",
                 False,
-                "A process group cannot take in a new member.",
+                "A process group cannot replace a member.",
             ),
             (
-                "torchrun ends it, and starts both again",
+                "torchrun stops it and starts both again",
                 True,
                 "Yes: all workers are stopped and started, on all nodes.",
             ),
         ),
         choice(
-            "Where does training go on?",
+            "Where does training continue?",
             (
-                "At the step of the kill: torchrun keeps the state",
+                "At the step of the kill: torchrun has saved the state",
                 False,
                 "torchrun knows nothing about your model.",
             ),
             (
-                "Where the script puts it: here, after the last saved epoch",
+                "Where the script decides: here, after the last saved epoch",
                 True,
-                "Yes: the script begins at its first line, and loads the newest "
-                "checkpoint, if it was written to do so.",
+                "Yes: the script runs again from its first line. It loads the "
+                "newest checkpoint if you wrote it to do so.",
             ),
             (
                 "Always at epoch 1",
@@ -91,16 +90,21 @@ def _check_command(torchrun_command):
         words = torchrun_command(node_rank, nnodes, gpus, host)
         if isinstance(words, str):
             raise Wrong(
-                f"{case}: that is one string. A list of arguments needs no quoting: "
-                '["torchrun", "--nnodes=2", ...].'
+                f"{case}: that is one string. Return a list, with one string for "
+                'each argument: ["torchrun", "--nnodes=2", ...].'
             )
         if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
             raise Wrong(f"{case}: expected a list of strings, found {words!r}.")
         if words[:1] != ["torchrun"] or words[-1:] != ["train.py"]:
             raise Wrong(
                 f"{case}: the list should begin with 'torchrun' and end with "
-                "'train.py'. What follows the script's name goes to the *script*: "
-                f"torchrun does not read it. Found {words}."
+                "'train.py'. Arguments after the script's name go to the *script*; "
+                f"torchrun does not read them. Found {words}."
+            )
+        if bad := [word for word in words if " " in word]:
+            raise Wrong(
+                f"{case}: {bad[0]!r} has a space. torchrun would get it as one "
+                'argument: write "--nnodes=2", or "--nnodes", "2".'
             )
         found = _options(words[1:-1])
         wanted = {
@@ -119,7 +123,7 @@ def _check_command(torchrun_command):
         if node_rank and found.get("master-addr") in ("127.0.0.1", "localhost"):
             raise Wrong(
                 f"{case}: node {node_rank} looks for node 0 on itself "
-                f"({found['master-addr']}). All nodes are given node 0's address."
+                f"({found['master-addr']}). Every node needs node 0's address."
             )
         for name, value in wanted.items():
             if name not in found:
@@ -132,17 +136,22 @@ def _check_command(torchrun_command):
                     "See In short."
                 )
         if extra := found.keys() - wanted.keys():
-            raise Wrong(f"{case}: not asked for here: {', '.join(sorted(extra))}.")
+            raise Wrong(f"{case}: leave out {', '.join(sorted(extra))}.")
 
 
 def _options(words):
     """--a=1 and --a 1 -> {"a": "1"}; underscores as torchrun takes them, too."""
     words, options = [part for word in words for part in word.split("=", 1)], {}
     for word in words:
-        if word.startswith("-"):
-            options[name := word.lstrip("-").replace("_", "-")] = ""
-        elif options:
+        if word.startswith("--"):
+            options[name := word[2:].replace("_", "-")] = ""
+        elif options and not options[name] and not word.startswith("-"):
             options[name] = word
+        else:
+            raise Wrong(
+                f"torchrun does not know {word!r}: its options begin with two dashes, "
+                "and each has one value. See In short."
+            )
     return options
 
 
@@ -170,8 +179,9 @@ torchrun_command = Exercise(
     _check_command,
     start=_command_start,
     hints=[
-        "Six options: nodes, which one, workers on it, address, port, restarts.",
-        "In short has the command. Only --node-rank differs between the machines.",
+        "Six options: the number of nodes, this node's number, its workers, "
+        "node 0's address and port, and the restarts.",
+        "The command is in In short. Only --node-rank differs between nodes.",
         '["torchrun", f"--nnodes={nnodes}", f"--node-rank={node_rank}", ..., '
         '"--max-restarts=3", "train.py"]',
     ],
@@ -197,7 +207,16 @@ def torchrun_command(node_rank, nnodes, gpus, host):
         (lambda *case: " ".join(_command_with()(*case)), "one string"),
         (
             lambda *case: ["torchrun", "train.py", *_command_with()(*case)[1:-1]],
-            "goes to the *script*",
+            "go to the *script*",
+        ),
+        (_command_with(lambda nnodes, gpus: nnodes), "--nproc-per-node should be"),
+        (
+            lambda *case: [word.replace("--", "-") for word in _command_with()(*case)],
+            "two dashes",
+        ),
+        (
+            lambda *case: [word.replace("=", " ") for word in _command_with()(*case)],
+            "has a space",
         ),
     ],
 )
@@ -220,7 +239,7 @@ def _environment(**values):
 
 def _check_save(save):
     state = {"weight": torch.arange(3.0)}
-    writers = []
+    writers, barriers = [], []
     for rank in range(4):
         numbers = {
             "RANK": rank,
@@ -232,15 +251,19 @@ def _check_save(save):
         with (
             tempfile.TemporaryDirectory() as folder,
             _environment(**{name: str(value) for name, value in numbers.items()}),
+            mock.patch.object(dist, "is_initialized", return_value=True),
+            mock.patch.object(dist, "get_world_size", return_value=4),
             mock.patch.object(dist, "get_rank", return_value=rank),
+            mock.patch.object(dist, "barrier", return_value=None) as barrier,
         ):
             save(state, folder)
+            barriers.append(barrier.call_count)
             files = [file.name for file in Path(folder).iterdir()]
             if files and files != ["model.pt"]:
                 raise Wrong(
                     f"Rank {rank} leaves {sorted(files)}: expected model.pt alone. One "
-                    "rank writes one file; a name for each rank keeps copies that "
-                    "nobody needs."
+                    "rank writes one file. A file for each rank would hold the same "
+                    "weights again."
                 )
             if files:
                 writers.append(rank)
@@ -251,12 +274,17 @@ def _check_save(save):
                     2,
                 ]:
                     raise Wrong("model.pt does not hold the state.")
+    if len(set(barriers)) > 1:
+        raise Wrong(
+            "Only some ranks call dist.barrier(), and they wait for the others. "
+            "Call it outside the `if`, on every rank. Section 6."
+        )
     if writers == [0]:
         return
     if writers == [0, 2]:
         raise Wrong(
-            "Ranks 0 and 2 write the same file: each is local rank 0 of its node. On "
-            "a shared folder there must be one writer on all nodes together, the "
+            "Ranks 0 and 2 write the same file: each is local rank 0 of its node. In "
+            "a shared folder, only one rank of the whole job should write: the "
             "global rank 0. Section 5."
         )
     if writers == [0, 1]:
@@ -271,7 +299,7 @@ def _check_save(save):
             'No rank writes. Values of os.environ are strings, and "0" == 0 is False: '
             "compare int(os.environ[...])."
         )
-    raise Wrong(f"Rank 0 should write, and it alone; here these write: {writers}.")
+    raise Wrong(f"Rank 0 should write, and no other; here these write: {writers}.")
 
 
 def _save_start(state, folder):
@@ -295,8 +323,8 @@ save = Exercise(
     start=_save_start,
     hints=[
         "Two nodes with two workers each. Which of the four have local rank 0?",
-        "One worker in the whole job should write. Which number tells it?",
-        'int(os.environ["RANK"]), which is dist.get_rank().',
+        "One worker of the whole job should write. Which number identifies it?",
+        'int(os.environ["RANK"]). It is the same as dist.get_rank().',
     ],
     solution=_save_if(lambda env: env["RANK"] == 0),
     text="""
@@ -309,6 +337,7 @@ def save(state, folder):
         (_save_if(lambda env: env["GROUP_RANK"] == 0), "all workers of node 0"),
         (_save_if(lambda env: True), "Every rank writes"),
         (_save_if(lambda env: env["RANK"]), "Rank 0 should write"),
+        (_save_if(lambda env: env["RANK"] == 0 and not dist.barrier()), "Only some"),
         (_save_if(lambda env: dist.get_rank() == 1), "these write: [1]"),
         (_save_if(lambda env: os.environ["RANK"] == 0), "are strings"),
         (_save_if(lambda env: True, "model_{RANK}.pt"), "expected model.pt alone"),
@@ -329,6 +358,7 @@ def _check_epochs(epochs_trained):
         ),  # 4, 3, 3.5: rank 0 rises first
         ([3.0, 2.0, 1.0], [3.0, 2.0, 1.0], 3),  # never: all epochs
         ([2.0, 2.0, 1.0], [4.0, 4.0, 1.0], 2),  # no better is enough to stop
+        ([6.0, 3.0, 4.0, 1.0], [1.0, 2.0, 3.0, 1.0], 3),  # 3.5, 2.5, 3.5: rank 1 rises
     ]
     for losses_0, losses_1, expected in cases:
 
@@ -337,33 +367,35 @@ def _check_epochs(epochs_trained):
 
         case = f"With rank 0's losses {losses_0} and rank 1's {losses_1}"
         try:
-            found = [int(epochs) for epochs in run_on_ranks(on_each, timeout_s=3)]
+            found = run_on_ranks(on_each, timeout_s=3)
         except RuntimeError as error:
             words = "timed out", "timeout", "connection closed", "mismatch"
             if not any(word in str(error).lower() for word in words):
                 raise
             raise Wrong(
                 f"{case} it hangs: one rank leaves the loop, and the other waits in "
-                "the next collective. All ranks must decide alike, so they must "
-                "decide by the same number, exchanged by a collective that *every* "
-                "rank calls in each epoch. Section 6."
+                "the next collective. All ranks must make the same decision. So "
+                "they must compare the same number, computed by a collective that "
+                "*every* rank calls in each epoch. Section 6."
             ) from None
         if found == [expected, expected]:
             continue
+        if not all(isinstance(epochs, int) for epochs in found):
+            raise Wrong(f"{case}: expected a number of epochs, found {found[0]!r}.")
         if found[0] != found[1]:
             raise Wrong(
                 f"{case} the ranks train {found[0]} and {found[1]} epochs: they "
                 "still decide by different numbers. Section 6."
             )
         raise Wrong(
-            f"{case} both train {found[0]} epochs, and it should be {expected}: the "
-            "first epoch whose *mean* loss is not below the best mean before. The "
-            "decision of one rank for all is not the mean's."
+            f"{case} both train {found[0]} epochs, but it should be {expected}: they "
+            "stop at the first epoch whose *mean* loss is not below the best mean so "
+            "far. The decision of one rank may differ from the mean's."
         )
 
 
 def _epochs_start(losses):
-    """How many epochs are trained, the one after which all ranks stop included."""
+    """The number of epochs trained, including the last one."""
     best = float("inf")
     for epoch, loss in enumerate(losses, start=1):
         dist.barrier()  # stands for the epoch's collectives
@@ -417,6 +449,49 @@ def _epochs_of_rank_0(losses):
     return len(losses)
 
 
+def _epochs_of_rank_1(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        dist.broadcast(loss, 1)
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_min(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        dist.all_reduce(loss, dist.ReduceOp.MIN)
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_reduce_to_0(losses):
+    best = float("inf")
+    for epoch, loss in enumerate(losses, start=1):
+        dist.barrier()
+        dist.reduce(loss, 0)
+        if loss >= best:
+            return epoch
+        best = loss
+    return len(losses)
+
+
+def _epochs_no_return(losses):
+    best = float("inf")
+    for loss in losses:
+        dist.barrier()
+        dist.all_reduce(loss)
+        if loss >= best:
+            break
+        best = loss
+
+
 def _epochs_greater(losses):
     best = float("inf")
     for epoch, loss in enumerate(losses, start=1):
@@ -441,10 +516,10 @@ epochs_trained = Exercise(
     _check_epochs,
     start=_epochs_start,
     hints=[
-        "Rank 0's loss rises in epoch 2, rank 1's does not. Where is each one then?",
-        "All must decide by the same number. Which collective gives all the mean?",
-        "dist.all_reduce(loss) before the `if`, on every rank. (The sum decides as the "
-        "mean does; divide if you want to print it.)",
+        "Say rank 0's loss rises in epoch 2, and rank 1's falls. Where is each then?",
+        "All ranks must compare the same number. Which collective gives it to all?",
+        "dist.all_reduce(loss) before the `if`, on every rank. (The sum rises and "
+        "falls with the mean, so you need not divide.)",
     ],
     solution=_epochs_solution,
     text="""
@@ -464,6 +539,10 @@ def epochs_trained(losses):
         (_epochs_of_rank_0, "decision of one rank"),
         (_epochs_greater, "should be 2"),
         (_epochs_no_barrier, "decide by different numbers"),
+        (_epochs_of_rank_1, "decision of one rank"),
+        (_epochs_min, "should be 3"),
+        (_epochs_reduce_to_0, "it hangs"),
+        (_epochs_no_return, "found None"),
     ],
 )
 
@@ -480,14 +559,16 @@ def _check_interval(best_interval):
         if not isinstance(found, int | float) or found <= 0:
             raise Wrong(f"{case}: expected seconds, more than 0; found {found!r}.")
         reasons = [
-            (best * math.sqrt(nodes), "that is the best for *one* node. Any node's "
-             "failure stops the job, so it fails `nodes` times as often."),
+            (best * math.sqrt(nodes), "that is the best for *one* node. A failure of "
+             "any node stops the job, so the job fails `nodes` times as often."),
             (best * nodes, "more nodes fail more often, not less: the time between "
              "two failures of the job is node_mtbf_s / nodes."),
-            (best / math.sqrt(2), "a failure loses T / 2 on average, not T: the kill "
-             "comes anywhere between two saves."),
+            (best / math.sqrt(nodes), "`nodes` belongs under the root: it divides the "
+             "mean time between failures, M."),
+            (best / math.sqrt(2), "a failure loses T / 2 on average, not T: it "
+             "can come at any moment between two saves."),
             (best**2, "the derivative is zero where T *squared* has this value: the "
-             "root is missing."),
+             "square root is missing."),
         ]  # fmt: skip
         for value, reason in reasons:
             if math.isclose(found, value, rel_tol=0.01):
@@ -514,8 +595,8 @@ best_interval = Exercise(
     _check_interval,
     start=_interval_start,
     hints=[
-        "The job's time between failures, M, is node_mtbf_s / nodes.",
-        "Sum: save_s / T + T / (2 M). Derivative: -save_s / T**2 + 1 / (2 M).",
+        "The mean time between two failures of the job, M, is node_mtbf_s / nodes.",
+        "Cost: save_s / T + T / (2 M). Derivative: -save_s / T**2 + 1 / (2 M).",
         "It is zero where T**2 = 2 * save_s * M.",
     ],
     solution=_interval_solution,
@@ -529,7 +610,9 @@ def best_interval(save_s, node_mtbf_s, nodes):
         (lambda save_s, mtbf_s, n: (2 * save_s * mtbf_s * n) ** 0.5, "not less"),
         (lambda save_s, mtbf_s, n: (save_s * mtbf_s / n) ** 0.5, "not T"),
         (lambda save_s, mtbf_s, n: 2 * save_s * mtbf_s / n, "root is missing"),
+        (lambda save_s, mtbf_s, n: (2 * save_s * mtbf_s) ** 0.5 / n, "under the root"),
         (lambda save_s, mtbf_s, n: mtbf_s / n, "of the time"),
+        (lambda save_s, mtbf_s, n: -((2 * save_s * mtbf_s / n) ** 0.5), "more than 0"),
     ],
 )
 
