@@ -37,8 +37,8 @@ QUIZZES = {
                 {
                     "answer": "They differ clearly: it is another run.",
                     "correct": True,
-                    "feedback": "Yes. Model and optimizer continue, but the learning "
-                    "rate, the order of the images and Dropout's draws start again.",
+                    "feedback": "Yes. Model and optimizer go on, but the scheduler's "
+                    "count, the order of the images and Dropout's draws start again.",
                 },
             ],
         }
