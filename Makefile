@@ -8,7 +8,7 @@ envs := .venv .venv-colab .venv-bench
 # one 13 ms with either, and 23 ms without any spin (OMP_WAIT_POLICY=PASSIVE).
 export GOMP_SPINCOUNT ?= 10000
 .DEFAULT_GOAL := help
-.PHONY: help course deeper site lab test test-colab test-gpu test-browser bench format address
+.PHONY: help course deeper site lab test test-colab test-gpu bench format address
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -61,9 +61,6 @@ test-gpu: .venv/.complete ## run the lessons on this machine's GPUs, outputs not
 	@$(bin)/python -c "import sys, torch; n = torch.cuda.device_count(); \
 	  print(n, 'GPUs'); sys.exit(not n and 'PyTorch sees no GPU here.')"
 	$(bin)/python -m pytest --nbval-lax notebooks
-
-test-browser: .venv/.complete ## the core lessons in a real JupyterLab, by headless Chromium
-	@$(bin)/python -m tools.browser
 
 bench: .venv-bench/.complete ## measure everything (or: make bench-summary), write benchmarks/results.md
 	@.venv-bench/bin/python -m benchmarks

@@ -18,10 +18,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from exercises import all_exercises
 from tools import lesson_files, lesson_name, read_notebook
 from tools import site as tools_site
-from tools.browser import CHROMIUMS
 
 pytest.importorskip("sphinx", reason="the site is not built with Colab's versions")
 
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, CHROMIUMS)), None)
 BADGE = "https://colab.research.google.com/assets/colab-badge.svg"
 DESK, PHONE = {"width": 1400, "height": 1000}, {"width": 390, "height": 800}
