@@ -52,8 +52,8 @@ class Saver:
             if word == "ended":
                 return told
             times += [time.monotonic()] * (word == "saved")
-            # Python drops a KeyboardInterrupt that meets a callback of the garbage
-            # collector's: who sees no effect presses Ctrl-C again
+            # Python drops a KeyboardInterrupt that arrives in a destructor or in a
+            # callback: if nothing happens, press Ctrl-C again, as a user does
             if word == "saved" and len(times) in (after, after + 20, after + 40):
                 time.sleep(draw.uniform(0, 1.1 * (times[-1] - times[-2])))
                 os.kill(told[0][1], number)
