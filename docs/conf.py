@@ -28,6 +28,3 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_sourcelink_suffix = ""  # the download of a lesson is its notebook
 html_show_copyright = False
-copybutton_prompt_text = r"\$ "
-copybutton_prompt_is_regexp = True
-copybutton_exclude = ".linenos, .gp, .go"

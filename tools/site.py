@@ -75,8 +75,6 @@ def build(
     for name, text in pages.items():
         # docs/index.md is the site's front page: what lay beside docs/ lies beside it
         (source / name).write_text(text.replace("](../", "]("), encoding="utf-8")
-    shutil.copytree(ROOT / "docs" / "static", source / "static")
-    shutil.copytree(ROOT / "docs" / "diagrams", source / "docs" / "diagrams")
     shutil.copy(ROOT / "docs" / "vgg19.png", source / "vgg19.png")
     conf = str(ROOT / "docs")
     options = ["-b", "html", "-q", "-W", "--keep-going", "-c", conf]

@@ -15,7 +15,6 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from exercises import all_exercises
 from tools import lesson_files, lesson_name, read_notebook
 from tools import site as tools_site
 
@@ -71,11 +70,8 @@ def test_a_lesson_s_page(site):
     boxes = [
         box.get_text(" ", strip=True) for box in lesson.select("details.sd-dropdown")
     ]
-    exercises = [ex for ex in all_exercises() if ex.lesson == "lesson_01"]
     shown = lesson.get_text()
-    for exercise in exercises:
-        if f"ex.{exercise.name}.check(" in shown:
-            assert any(box.startswith("Hint 1") for box in boxes)
+    assert sum(box.startswith("Hint 1") for box in boxes) == shown.count(".check(") > 3
     assert sum(box.startswith("Solution") for box in boxes) == shown.count(".check(")
     downloads = [a["href"] for a in lesson.select("a[href$='.ipynb']")]
     (stored,) = {site / "notebooks" / href for href in downloads if "_sources" in href}
