@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -9,13 +10,16 @@ FOLDER = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a folder for checkpoints that no other run and no learner has.
+    """Give the run folders, for checkpoints and temporary files, that no other run has.
 
-    xdist's workers and the notebooks' kernels inherit the variable.
+    xdist's workers and the notebooks' kernels inherit the variables. nbval kills its
+    kernels: what they had in TMPDIR, 2 GB in all, would stay.
     """
     if not hasattr(config, "workerinput"):
         config.stash[FOLDER] = folder = tempfile.TemporaryDirectory(prefix="course-")
-        os.environ["COURSE_CHECKPOINTS"] = folder.name
+        os.environ["COURSE_CHECKPOINTS"] = str(Path(folder.name, "checkpoints"))
+        tempfile.tempdir = os.environ["TMPDIR"] = str(Path(folder.name, "tmp"))
+        Path(tempfile.tempdir).mkdir()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
