@@ -4,7 +4,6 @@ from tools.address import repository
 
 project = "Working with PyTorch models"
 author = "the course's contributors"
-html_title = project
 extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton", "tools.site"]
 root_doc = "index"
 
@@ -15,6 +14,7 @@ nb_ipywidgets_js = {}  # nothing is loaded from elsewhere
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+templates_path = ["templates"]
 html_theme = "sphinx_book_theme"
 html_theme_options = {
     "repository_url": repository(),
@@ -22,6 +22,7 @@ html_theme_options = {
     "use_download_button": True,
     "home_page_in_toc": True,
     "navbar_persistent": [],
+    "article_header_end": ["language", "article-header-buttons"],
     "show_toc_level": 2,
 }
 html_static_path = ["static"]

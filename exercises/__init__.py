@@ -4,14 +4,22 @@ A lesson's exercises are one module, `exercises/lesson_01.py`, which the noteboo
 imports as `ex`. A cell with an exercise ends in `ex.NAME.check(answer)`;
 `ex.NAME.hint()` and `ex.NAME.solution()` are there when wanted. The three verbs are
 those of Kaggle's learntools (github.com/Kaggle/learntools).
+
+What they say follows the notebook's language, which its setup cell puts into
+COURSE_LANGUAGE; the catalogues in locale/ hold it (tools/translate.py).
 """
 
 import copy
 import dis
+import functools
+import gettext
 import importlib
+import os
 import pkgutil
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -22,9 +30,51 @@ from torch import nn
 
 from helpers.training import keep_random_state
 
+VARIABLE = "COURSE_LANGUAGE"
+LOCALE = Path(__file__).resolve().parent.parent / "locale"
+
+
+@functools.cache
+def _catalogue(language: str) -> gettext.NullTranslations:
+    """All catalogues of a language as one; what none holds stays English."""
+    found = gettext.NullTranslations()
+    for file in sorted(LOCALE.glob(f"{language}/LC_MESSAGES/*.mo")):
+        with file.open("rb") as stored:
+            catalogue = gettext.GNUTranslations(stored)
+        catalogue.add_fallback(found)
+        found = catalogue
+    return found
+
+
+def _(message: str) -> str:
+    """The message in the notebook's language."""
+    return _catalogue(os.environ.get(VARIABLE, "en")).gettext(message)
+
+
+@contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """Within the block, exercises speak the language ("ko"; "en" is the original)."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = language
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
+
 
 class Wrong(AssertionError):
-    """The answer is wrong; the message names the misconception and where to read."""
+    """The answer is wrong; the message names the misconception and where to read.
+
+    Args:
+        message: as it stands in the catalogues, with `{}` where values go.
+        values: are put in, as `str.format` does.
+    """
+
+    def __init__(self, message: str, *values: Any) -> None:
+        self.message = message
+        super().__init__(_(message).format(*values) if values else _(message))
 
 
 class Solution:
@@ -78,19 +128,20 @@ class Exercise:
         if isinstance(answer, Solution):
             answer = answer.value
         if not_begun(answer, self.start):
-            print(f"Not begun yet. Stuck? Call ex.{self.name}.hint()")
+            print(_("Not begun yet. Stuck? Call ex.{}.hint()").format(self.name))
             return
         if isinstance(answer, nn.Module | torch.Tensor | dict | list):
             answer = copy.deepcopy(answer)
         with keep_random_state():
             self._check(answer)
-        print("Correct!")
+        print(_("Correct!"))
 
     def hint(self) -> None:
         """Show the next hint; after the last one, the first again."""
         number = self._hints_shown % len(self.hints)
         self._hints_shown += 1
-        print(f"Hint {number + 1} of {len(self.hints)}: {self.hints[number]}")
+        title = _("Hint {} of {}: ").format(number + 1, len(self.hints))
+        print(title + _(self.hints[number]))
 
 
 def not_begun(answer: Any, start: Any) -> bool:
@@ -155,9 +206,20 @@ def define(module: Mapping[str, Any]) -> Callable[[str], None]:
         """Show a multiple-choice question; each wrong choice is answered."""
         with keep_random_state():
             random.seed(name)  # jupyterquiz draws an id: the same output every time
-            display_quiz(module["QUIZZES"][name], shuffle_answers=False)
+            questions = [
+                question
+                | {"question": _(question["question"])}
+                | {"answers": [_translated(each) for each in question["answers"]]}
+                for question in module["QUIZZES"][name]
+            ]
+            display_quiz(questions, shuffle_answers=False)
 
     return quiz
+
+
+def _translated(answer: dict[str, Any]) -> dict[str, Any]:
+    texts = {key: _(answer[key]) for key in ("answer", "feedback")}
+    return answer | texts
 
 
 def all_exercises() -> Iterator[Exercise]:

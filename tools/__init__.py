@@ -8,6 +8,7 @@ from nbformat import NotebookNode
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
+LANGUAGES = ("ko",)  # of translations, each a folder of notebooks/
 
 
 def lesson_files(names: Iterable[str] = (), folder: Path = NOTEBOOKS) -> list[Path]:
@@ -45,6 +46,11 @@ def lesson_name(file: Path) -> str:
     """The path within notebooks/: "01_summary", "deeper/01_what_summaries_miss"."""
     path = file.absolute().with_suffix("").as_posix()
     return path.rpartition("/notebooks/")[2]
+
+
+def language(file: Path) -> str:
+    """The language of a translated lesson's notebook; "" of the original."""
+    return file.parent.name if file.parent.name in LANGUAGES else ""
 
 
 def read_notebook(path: Path) -> NotebookNode:

@@ -36,6 +36,8 @@ if not os.path.isdir(COURSE):  # neither beside this notebook nor in your Drive
 if not beside:  # what Colab lacks
     %pip install --quiet --no-deps -r {{COURSE}}/requirements-colab.txt
 sys.path.insert(0, os.path.abspath(COURSE))"""
+# One line more in a translation: what exercises say follows the notebook's language.
+LANGUAGE = '\nos.environ["COURSE_LANGUAGE"] = "{language}"'
 
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
@@ -49,9 +51,10 @@ def repository(root: Path = ROOT) -> str:
     return project["project"]["urls"]["Repository"]
 
 
-def setup_cell(address: str) -> str:
-    """The setup cell of every lesson."""
-    return SETUP.format(repository=address)
+def setup_cell(address: str, language: str = "") -> str:
+    """The setup cell of every lesson, or of every lesson's translation."""
+    more = LANGUAGE.format(language=language) if language else ""
+    return SETUP.format(repository=address) + more
 
 
 def badge(lesson: str, address: str) -> str:

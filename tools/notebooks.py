@@ -19,7 +19,13 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.validator import iter_validate
 
-from tools import all_notebooks, lesson_name, notebook_text, read_notebook
+from tools import (
+    all_notebooks,
+    language,
+    lesson_name,
+    notebook_text,
+    read_notebook,
+)
 from tools.address import badge, repository, setup_cell
 
 METADATA = {
@@ -59,7 +65,7 @@ def clean(path: Path) -> bool:
         tags = [tag for tag in cell.metadata.get("tags", []) if tag in TAGS]
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.get("id") == "setup":
-            cell.source = setup_cell(repository())
+            cell.source = setup_cell(repository(), language(path))
     text = notebook_text(notebook)
     if text == path.read_text(encoding="utf-8"):
         return False
@@ -82,7 +88,7 @@ def problems(path: Path) -> Iterator[str]:
     if not cells or wanted not in cells[0].source:
         yield f"the first cell lacks the badge {wanted}"
     code_cells = [cell for cell in cells if cell.cell_type == "code"]
-    if not code_cells or code_cells[0].source != setup_cell(address):
+    if not code_cells or code_cells[0].source != setup_cell(address, language(path)):
         yield "the first code cell is not tools.address's setup cell, of id `setup`"
 
     times_used = Counter(cell.id for cell in cells)
