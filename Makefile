@@ -8,7 +8,7 @@ envs := .venv .venv-colab .venv-bench
 # one 13 ms with either, and 23 ms without any spin (OMP_WAIT_POLICY=PASSIVE).
 export GOMP_SPINCOUNT ?= 10000
 .DEFAULT_GOAL := help
-.PHONY: help course deeper site lab test test-colab test-gpu bench format address
+.PHONY: help course deeper site translate lab test test-colab test-gpu bench format address
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
@@ -36,6 +36,9 @@ site: .venv/.complete ## pages of all lessons as stored, in build/site/
 	@$(bin)/python -m tools.site
 
 # On the PATH: what `!` and the terminal start comes from this environment too.
+translate: .venv/.complete ## merge what changed into locale/, write the Korean edition
+	@$(bin)/python -m tools.translate
+
 lab: .venv/.complete ## open JupyterLab on the README and its lessons (PORT=8888)
 	@PATH="$(CURDIR)/$(bin):$$PATH" $(bin)/python -m jupyterlab --port $(PORT) \
 	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/README.md \

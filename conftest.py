@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+# The code of the lessons once more, which tests/tools/test_translate.py compares
+collect_ignore = ["notebooks/ko"]
 FOLDER = pytest.StashKey[tempfile.TemporaryDirectory]()
 
 
