@@ -19,9 +19,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if not hasattr(config, "workerinput"):
         config.stash[FOLDER] = folder = tempfile.TemporaryDirectory(prefix="course-")
-        os.environ["COURSE_CHECKPOINTS"] = str(Path(folder.name, "checkpoints"))
-        tempfile.tempdir = os.environ["TMPDIR"] = str(Path(folder.name, "tmp"))
-        Path(tempfile.tempdir).mkdir()
+        Path(folder.name).chmod(0o755)  # as /tmp: tests become another user
+        for variable in ("COURSE_CHECKPOINTS", "TMPDIR"):
+            os.environ[variable] = str(Path(folder.name, variable.lower()))
+            Path(os.environ[variable]).mkdir()
+        tempfile.tempdir = os.environ["TMPDIR"]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,21 +1,27 @@
 """Summaries of torchvision's classifiers: right totals, crashes, side effects, time.
 
 python -m benchmarks.summary MODEL TOOL    # one summary, in a process of its own
+
+The largest model has Llama 2 7B's sizes: by default it is made as people make one, with
+weights, under a limit of LIMIT_GIB; helpers.summary needs none, and takes it from meta.
 """
 
 import contextlib
 import io
 import json
 import re
+import resource
 import statistics
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision import models
 
@@ -23,7 +29,9 @@ from benchmarks.common import Outcome, fresh, in_turn, peak_mib, ratio, threads
 
 NAME, TITLE = "summary", "Summaries of torchvision's 80 classifiers"
 TIMED = ["alexnet", "vgg19", "resnet50", "mobilenet_v3_small", "googlenet", "swin_t"]
+SIZES = ["mobilenet_v3_small", "resnet50", "vgg19", "vit_h_14", "llama_2_7b"]
 SHAPE = (3, 224, 224)
+LIMIT_GIB = 16  # what a common laptop has
 Tool = Callable[[nn.Module, tuple[int, ...]], tuple[int, int]]
 
 
@@ -58,13 +66,20 @@ TOOLS: dict[str, Tool] = {
 }
 
 
-def build(name: str) -> nn.Module:
-    """In train mode, zeros for weights: to draw random ones takes longer than all."""
+@contextlib.contextmanager
+def no_random_weights() -> Iterator[None]:
+    """To draw them takes longer than all else."""
     fills = [n for n in dir(nn.init) if n.endswith("_") and not n.startswith("__")]
     fills += [n for n in dir(nn.init) if n.startswith("_no_grad_")]
     left = dict.fromkeys(fills, lambda tensor, *args, **kwargs: tensor)
     with mock.patch.multiple(nn.init, **left), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield
+
+
+def build(name: str) -> nn.Module:
+    """In train mode, with zeros for weights."""
+    with no_random_weights():
         model = models.get_model(name, weights=None).train()
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
@@ -73,6 +88,95 @@ def build(name: str) -> nn.Module:
     if name == "inception_v3":  # its own code refuses 224 in train mode
         model.eval()
     return model
+
+
+class Llama2(nn.Module):
+    """A decoder of Llama 2 7B's sizes (arxiv.org/abs/2307.09288), without its rotation.
+
+    Tokens of shape (batch, length) give logits of shape (batch, length, 32000).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(32000, 4096)
+        self.blocks = nn.Sequential(*(Block() for _ in range(32)))
+        self.norm = nn.RMSNorm(4096)
+        self.head = nn.Linear(4096, 32000, bias=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        # torchsummary sends floats
+        return self.head(self.norm(self.blocks(self.embed(tokens.long()))))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int = 4096, inner: int = 11008) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.norms[0](x)).chunk(3, dim=-1)
+        heads = (t.view(batch, length, 32, -1).transpose(1, 2) for t in (q, k, v))
+        attended = F.scaled_dot_product_attention(*heads, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        gate, up = self.gate_up(self.norms[1](x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+def one_summary(name: str, tool: str) -> dict[str, float | None]:
+    """Seconds and extra peak memory of one summary, the model made before it.
+
+    Both are None if the model or its summary takes more than LIMIT_GIB.
+    """
+    threads()
+    with contextlib.suppress(ImportError):
+        __import__(tool if tool != "helpers.summary" else "torchinfo")
+    shape = SHAPE
+    if name == "llama_2_7b":
+        limit = LIMIT_GIB * 2**30
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        shape = (128,)
+    try:
+        if name != "llama_2_7b":
+            model = build(name)
+        else:
+            device = "meta" if tool == "helpers.summary" else "cpu"
+            with torch.device(device), no_random_weights():
+                model = Llama2()
+        start_mib, start_s = peak_mib(), time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            TOOLS[tool](model, shape)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        return {"s": None, "extra_mib": None}
+    spent_s = time.perf_counter() - start_s
+    return {"s": spent_s, "extra_mib": peak_mib() - start_mib}
+
+
+def by_size(names: list[str]) -> pd.DataFrame:
+    """A row a model, from the smallest: its parameters, and each tool's cost."""
+    from tqdm import tqdm
+
+    rows = []
+    for name in tqdm(names, desc="sizes"):
+        with torch.device("meta"):
+            model = Llama2() if name == "llama_2_7b" else models.get_model(name)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        row: dict[str, Any] = {"model": name, "million parameters": round(millions, 1)}
+        for tool in TOOLS:
+            found = fresh("summary", name, tool)
+            for key, unit in (("s", "s"), ("extra_mib", "extra peak MiB")):
+                value = found[key]
+                over = f"over {LIMIT_GIB} GiB"
+                row[f"{tool}, {unit}"] = over if value is None else round(value, 2)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def state(model: nn.Module) -> dict[str, Any]:
@@ -141,6 +245,7 @@ def run(quick: bool = False) -> Outcome:
             ways[tool] = lambda way=way, model=model: way(model, SHAPE)
         for tool, values in in_turn(ways, 1 if quick else 3, name).items():
             samples[tool] += values
+    sizes = by_size(SIZES[:1] + SIZES[-1:] if quick else SIZES)
     memory = {
         tool: [fresh("summary", name, tool)["extra_mib"] for name in timed]
         for tool in tqdm(TOOLS, desc="memory")
@@ -167,7 +272,8 @@ def run(quick: bool = False) -> Outcome:
             samples, "torchinfo", "helpers.summary"
         ),
     }
-    return Outcome(table, ratios, {"seconds": samples, "extra_mib": memory})
+    samples_found = {"seconds": samples, "extra_mib": memory}
+    return Outcome(table, ratios, samples_found, sizes)
 
 
 def plot(table: pd.DataFrame, axis) -> str:
@@ -186,13 +292,4 @@ def plot(table: pd.DataFrame, axis) -> str:
 
 
 if __name__ == "__main__":
-    threads()
-    subject, tool_name = sys.argv[1:]
-    made = build(subject)
-    with contextlib.suppress(ImportError):
-        __import__(tool_name if tool_name != "helpers.summary" else "torchinfo")
-    start = peak_mib()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        TOOLS[tool_name](made, SHAPE)
-    print(json.dumps({"extra_mib": peak_mib() - start}))
+    print(json.dumps(one_summary(*sys.argv[1:])))
