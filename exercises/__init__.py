@@ -206,20 +206,22 @@ def define(module: Mapping[str, Any]) -> Callable[[str], None]:
         """Show a multiple-choice question; each wrong choice is answered."""
         with keep_random_state():
             random.seed(name)  # jupyterquiz draws an id: the same output every time
-            questions = [
-                question
-                | {"question": _(question["question"])}
-                | {"answers": [_translated(each) for each in question["answers"]]}
-                for question in module["QUIZZES"][name]
-            ]
+            questions = [_translated(each) for each in module["QUIZZES"][name]]
             display_quiz(questions, shuffle_answers=False)
 
     return quiz
 
 
-def _translated(answer: dict[str, Any]) -> dict[str, Any]:
-    texts = {key: _(answer[key]) for key in ("answer", "feedback")}
-    return answer | texts
+def _translated(part: Any) -> Any:
+    """A quiz's question in the notebook's language, its answers included."""
+    if isinstance(part, list):
+        return [_translated(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    texts = {
+        key: _(part[key]) for key in part.keys() & {"question", "answer", "feedback"}
+    }
+    return {key: _translated(value) for key, value in part.items()} | texts
 
 
 def all_exercises() -> Iterator[Exercise]:

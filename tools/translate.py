@@ -125,11 +125,17 @@ def catalogue_file(name: str, language: str = LANGUAGE) -> Path:
     return LOCALE / language / "LC_MESSAGES" / f"{name}.po"
 
 
+def new_catalogue(language: str) -> Catalog:
+    catalogue = Catalog(language, project="pytorch-models-course", fuzzy=False)
+    catalogue.header_comment = "# Written by `make translate`; translate msgstr only."
+    return catalogue
+
+
 def read_catalogue(name: str, language: str = LANGUAGE) -> Catalog:
     """The catalogue as it stands; empty if there is none."""
     file = catalogue_file(name, language)
     if not file.exists():
-        return Catalog(locale=language, project="pytorch-models-course")
+        return new_catalogue(language)
     with file.open("rb") as stored:
         return read_po(stored, locale=language)
 
