@@ -54,6 +54,11 @@ PAGES = {
     "glossary": ROOT / "docs" / "glossary.md",
 }
 Message = tuple[str | None, str]  # context, text
+# README's second line, and that of its translation
+SWITCH = {
+    "en": "**English** · [한국어](README.ko.md)",
+    "ko": "[English](README.md) · **한국어**",
+}
 
 LINK = re.compile(r"(?<=\]\()([^)\s]+)")
 CODE = re.compile(r"(?ms)^```.*?^```|`[^`\n]+`")
@@ -93,7 +98,7 @@ def blocks(text: str) -> list[str]:
 
 def is_plain(block: str) -> bool:
     """Whether there is nothing to translate: commands, a mark, a list of files."""
-    return block.startswith(("    ", "<!--", "notebooks/"))
+    return block.startswith(("    ", "<!--", "notebooks/", SWITCH["en"]))
 
 
 def exercise_messages(module_name: str) -> list[Message]:
@@ -257,6 +262,7 @@ def translated_page(name: str, language: str = LANGUAGE) -> str:
 def readme(language: str = LANGUAGE) -> str:
     """README.ko.md: links and badges lead to the lessons in the same language."""
     text = translated_page("README", language)
+    text = text.replace(SWITCH["en"], SWITCH[language])
     return re.sub(
         r"((?:\]\(|/blob/main/)notebooks/)(?:deeper/)?(\w+\.ipynb)",
         rf"\g<1>{language}/\2",
