@@ -11,35 +11,6 @@ from torch import nn
 from exercises import Exercise, Wrong, choice, define
 
 QUIZZES = {
-    "wrong_layer": [
-        choice(
-            "The images have 32 x 32 pixels. Which layer raises the error?",
-            (
-                "the first Conv2d: it was made for 28 x 28",
-                False,
-                "A convolution has no image size. Its weights depend on channels "
-                "and kernel alone, and it slides over an image of any size.",
-            ),
-            (
-                "MaxPool2d: 32 does not become 7",
-                False,
-                "Pooling accepts any size, too. The side becomes 16, then 8, and "
-                "neither raises an error.",
-            ),
-            (
-                "the Linear layer",
-                True,
-                "Yes. It was built for the 32 * 7 * 7 = 1568 numbers that a 28 x 28 "
-                "image leaves, and now 32 * 8 * 8 = 2048 arrive.",
-            ),
-            (
-                "none: PyTorch adapts the sizes",
-                False,
-                "A layer's weights are created in its constructor and keep their "
-                "size. Only lazy layers such as LazyLinear wait for an input.",
-            ),
-        )
-    ],
     "survey": [
         choice(
             "For which model does torchsummary print the right total?",
@@ -95,6 +66,32 @@ QUIZZES = {
             ),
         ),
         choice(
+            "VGG19's first convolution has 3 input channels, 64 output channels and a "
+            "3 x 3 kernel. How many FLOPs does one of its output values cost?",
+            (
+                "9",
+                False,
+                "The kernel covers 3 x 3 pixels, but in each of the 3 input channels.",
+            ),
+            (
+                "27",
+                False,
+                "There are 3 * 3 * 3 = 27 products. Each is also added to the sum, so "
+                "these are 27 mult-adds.",
+            ),
+            (
+                "54",
+                True,
+                "Yes: 3 * 3 * 3 = 27 mult-adds, and two FLOPs for each.",
+            ),
+            (
+                "54 * 64",
+                False,
+                "So much do 64 output values cost together, one in each output "
+                "channel.",
+            ),
+        ),
+        choice(
             "We double the side of the image, from 224 to 448. What grows?",
             (
                 "parameters and compute, both about four times",
@@ -117,32 +114,71 @@ QUIZZES = {
                 "The model is the same, but each of its kernels takes more steps.",
             ),
         ),
+    ],
+    "llama": [
         choice(
-            "The image stays as it is, but each convolution gets twice as many "
-            "channels. What happens to the compute of the second convolution?",
+            "We build the model on the meta device. It has 6.7 billion float32 "
+            "parameters. How much memory do they take?",
             (
-                "nothing: the image has not changed",
+                "27 GB: 4 bytes each",
                 False,
-                "There are as many positions as before, but twice as many output "
-                "values at each, and each sums over twice as many inputs.",
+                "So much would they take with data. On meta, a tensor has none.",
             ),
             (
-                "it doubles, with the number of outputs",
+                "27 GB, and as much again for the forward pass",
                 False,
-                "There are twice as many output values, but each of them also costs "
-                "twice as much: its input has twice as many channels.",
+                "On meta, neither the parameters nor the outputs have data.",
             ),
             (
-                "it grows four times",
+                "next to none",
                 True,
-                "Yes: twice as many output values, and each sums over twice as many "
-                "input channels. Its weight grows four times as well.",
+                "Yes: each parameter is a shape and a dtype, without data.",
+            ),
+        ),
+        choice(
+            "A forward pass on meta computes no values. How many FLOPs does "
+            "FlopCounterMode count?",
+            (
+                "none",
+                False,
+                "It does not measure work. It works out from the shapes how many "
+                "operations each call would need.",
             ),
             (
-                "it grows eight times",
+                "as many as the same pass would need with data",
+                True,
+                "Yes: the number follows from the shapes, and meta has the shapes.",
+            ),
+            (
+                "some: those of the linear layers only",
                 False,
-                "Input and output channels double, which makes four. The kernel and "
-                "the number of positions stay.",
+                "It counts matrix products wherever they are, in attention as well.",
+            ),
+        ),
+        choice(
+            "The model's matrices hold 6.6 billion weights, and the text has 2048 "
+            "tokens. About how many FLOPs does one forward pass cost?",
+            (
+                "6.6 billion",
+                False,
+                "That is one operation for each weight. Each product costs two, and "
+                "each token needs its own.",
+            ),
+            (
+                "13 billion",
+                False,
+                "So much does one token cost: two for each weight. There are 2048.",
+            ),
+            (
+                "27 trillion",
+                True,
+                "Yes: 2 * 6.6 billion * 2048. Attention adds some more.",
+            ),
+            (
+                "27 trillion * 2048",
+                False,
+                "Each token goes through each matrix once. Only in attention does "
+                "each meet all others, and that is a small part here.",
             ),
         ),
     ],
