@@ -1,5 +1,6 @@
 """Lesson 02: state_dict, and its deeper lesson on averaging and `assign=True`."""
 
+import contextlib
 import copy
 import inspect
 import warnings
@@ -316,7 +317,13 @@ def _check_failure(safe_load: Callable, case: str, state: State) -> None:
     except Exception:
         raised = True
     after = model.state_dict()
-    if changed := [k for k, v in after.items() if not torch.equal(v, before[k])]:
+    changed = [k for k, v in after.items() if not torch.equal(v, before[k])]
+    if changed and not raised:
+        raise Wrong(
+            f"A state {case} was loaded in part, without an error. Did you pass "
+            "strict=False, or catch the error and not raise it again? Section 4."
+        )
+    if changed:
         parameters = dict(model.named_parameters())
         if model.loads < 2:
             reason = (
@@ -354,11 +361,13 @@ def _same_parameters(objects: list[nn.Parameter], model: nn.Module) -> None:
         )
 
 
-def _restore_with(backup: Callable[[State], State], again: bool = True) -> Callable:
+def _restore_with(
+    backup: Callable[[State], State], again: bool = True, strict: bool = True
+) -> Callable:
     def safe_load(model, state):
         kept = backup(model.state_dict())
         try:
-            model.load_state_dict(state)
+            model.load_state_dict(state, strict=strict)
         except RuntimeError:
             model.load_state_dict(kept)
             if again:
@@ -441,6 +450,22 @@ def _copied_too_late(model, state):
         raise
 
 
+def _swallowed(model, state):
+    with contextlib.suppress(RuntimeError):
+        model.load_state_dict(state)
+
+
+def _loose_copy_first(model, state):
+    copy.deepcopy(model).load_state_dict(state, strict=False)
+    model.load_state_dict(state, strict=False)
+
+
+def _fitting_part(model, state):
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fits, strict=False)
+
+
 def _asserted_first(model, state):
     own = model.state_dict()
     assert own.keys() == state.keys()
@@ -480,6 +505,10 @@ def safe_load(model, state):
         (lambda model, state: model.load_state_dict(state), "copies what fits before"),
         (_rebound, "only changes a local name"),
         (_restore_with(copy.deepcopy, again=False), "raised no error"),
+        (_restore_with(copy.deepcopy, strict=False), "Did you pass strict=False"),
+        (_loose_copy_first, "without head.bias was loaded in part"),
+        (_fitting_part, "for 5 classes was loaded in part"),
+        (_swallowed, "not raise it again"),
         (_only_shapes, "without head.bias"),
         (_only_keys, "with a head for 5 classes"),
         (_filtered, "raised no error"),
