@@ -50,7 +50,7 @@ QUIZZES = {
             (
                 "in the first Linear layer",
                 True,
-                "Yes: it connects 512 * 7 * 7 inputs to 4096 outputs, all to all.",
+                "Yes: it connects each of 512 * 7 * 7 inputs to each of 4096 outputs.",
             ),
             (
                 "in the last Linear layer, with its 1000 outputs",
@@ -87,8 +87,7 @@ QUIZZES = {
             (
                 "54 * 64",
                 False,
-                "So much do 64 output values cost together, one in each output "
-                "channel.",
+                "That is the cost of 64 output values, one in each output channel.",
             ),
         ),
         choice(
@@ -96,7 +95,7 @@ QUIZZES = {
             (
                 "parameters and compute, both about four times",
                 False,
-                "A kernel does not grow with the image. It only takes more steps.",
+                "A kernel does not grow with the image. It only has more positions.",
             ),
             (
                 "the compute about four times, the parameters not at all",
@@ -111,7 +110,7 @@ QUIZZES = {
             (
                 "neither: the model is the same",
                 False,
-                "The model is the same, but each of its kernels takes more steps.",
+                "The model is the same, but each of its kernels has more positions.",
             ),
         ),
     ],
@@ -122,7 +121,7 @@ QUIZZES = {
             (
                 "27 GB: 4 bytes each",
                 False,
-                "So much would they take with data. On meta, a tensor has none.",
+                "They would take that much with data. On meta, a tensor has none.",
             ),
             (
                 "27 GB, and as much again for the forward pass",
@@ -167,7 +166,8 @@ QUIZZES = {
             (
                 "13 billion",
                 False,
-                "So much does one token cost: two for each weight. There are 2048.",
+                "That is the cost of one token: two FLOPs for each weight. There are "
+                "2048.",
             ),
             (
                 "27 trillion",
@@ -423,11 +423,10 @@ make_net = Exercise(
     _check_make_net,
     start=_start_make_net,
     hints=[
-        "Read the error: (1x288 and 392x10). Which of the four numbers comes from the "
-        "data, and which from the layer?",
         "Which side does the convolution give for 28 pixels, with kernel 5, stride 2 "
-        "and no padding? And the pooling after it?",
-        "12, then 6. How many numbers are 8 channels of 6 x 6?",
+        "and no padding?",
+        "12: (28 - 5) // 2 + 1. And the pooling after it, with kernel and stride 2?",
+        "6. Flatten puts all 8 channels in one row. How many numbers are that?",
     ],
     solution=_make_net,
     text=_source(_make_net),
@@ -501,6 +500,7 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
     """Run the answer on a model with a hook of the user's own; what it recorded."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU()), last)
     users = model[0].register_forward_hook(lambda *_: None)
+    model[1].eval()  # as a user freezes a BatchNorm: the modes differ
     before, seen, modes = _hooks(model), [], _modes(model)
 
     def record(layer, inputs, output):
@@ -534,8 +534,9 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
         )
     if _modes(model) != modes:
         raise Wrong(
-            "Your function changes the model's mode, and leaves it so. Call `eval()` "
-            "outside it, where the user can see it. Section 3."
+            "Your function changes the model's mode, or that of a submodule: "
+            "`model.train(mode)` sets them all. Call `eval()` outside it, where the "
+            "user can see it. Section 3."
         )
     left = sum(map(len, after)) - sum(map(len, before))
     if left:
@@ -680,6 +681,16 @@ def _leaves_eval(model, x, hook):
     _run_with_hooks(model, x, hook)
 
 
+def _puts_one_mode_back(model, x, hook):
+    """train(was) sets every submodule, also one that the user had in evaluation."""
+    was = model.training
+    model.eval()
+    try:
+        _run_with_hooks(model, x, hook)
+    finally:
+        model.train(was)
+
+
 def _runs_twice(model, x, hook):
     _run_with_hooks(model, x, hook)
     _run_with_hooks(model, x, hook)
@@ -744,6 +755,7 @@ run_with_hooks = Exercise(
         (_another_error, "another error"),
         (_oldest_hook, "not yours"),
         (_leaves_eval, "the model's mode"),
+        (_puts_one_mode_back, "sets them all"),
         (_runs_twice, "Run the model once"),
         (_calls_forward, "model.forward(x) skips"),
         (_puts_copies_back, "its handle no longer works"),
@@ -804,6 +816,7 @@ NESTED_ROWS = [
 def _check_mini_summary(mini_summary):
     model = _Nested()
     users = model.head.register_forward_hook(lambda *_: None)
+    model.body.eval()  # as a user freezes a BatchNorm: the modes differ
     modes = _modes(model)
     try:
         rows = mini_summary(model, torch.zeros(2, 6))
@@ -832,8 +845,8 @@ def _check_mini_summary(mini_summary):
         )
     if _modes(model) != modes:
         raise Wrong(
-            "Your function changes the model's mode, and leaves it so. Call `eval()` "
-            "outside it. Section 3."
+            "Your function changes the model's mode, or that of a submodule: "
+            "`model.train(mode)` sets them all. Call `eval()` outside it. Section 3."
         )
     if users.id not in model.head._forward_hooks:
         raise Wrong(
@@ -1025,6 +1038,13 @@ def _evaluating(model, x):
     return _mini_summary(model.eval(), x)
 
 
+def _mode_put_back(model, x):
+    was = model.training
+    rows = _mini_summary(model.eval(), x)
+    model.train(was)
+    return rows
+
+
 def _and_clear(model, x):
     rows = _mini_summary(model, x)
     for module in model.modules():
@@ -1078,6 +1098,7 @@ mini_summary = Exercise(
         (_as_dicts, "a list of"),
         (_shape_as_text, "not text"),
         (_evaluating, "the model's mode"),
+        (_mode_put_back, "sets them all"),
         (_and_clear, "it is gone"),
         (_in_order_of_definition, "order of the calls"),
         (_one_row_a_layer, "has two rows"),
