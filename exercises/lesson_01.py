@@ -11,35 +11,6 @@ from torch import nn
 from exercises import Exercise, Wrong, choice, define
 
 QUIZZES = {
-    "wrong_layer": [
-        choice(
-            "The images have 32 x 32 pixels. Which layer raises the error?",
-            (
-                "the first Conv2d: it was made for 28 x 28",
-                False,
-                "A convolution has no image size. Its weights depend on channels "
-                "and kernel alone, and it slides over an image of any size.",
-            ),
-            (
-                "MaxPool2d: 32 does not become 7",
-                False,
-                "Pooling accepts any size, too. The side becomes 16, then 8, and "
-                "neither raises an error.",
-            ),
-            (
-                "the Linear layer",
-                True,
-                "Yes. It was built for the 32 * 7 * 7 = 1568 numbers that a 28 x 28 "
-                "image leaves, and now 32 * 8 * 8 = 2048 arrive.",
-            ),
-            (
-                "none: PyTorch adapts the sizes",
-                False,
-                "A layer's weights are created in its constructor and keep their "
-                "size. Only lazy layers such as LazyLinear wait for an input.",
-            ),
-        )
-    ],
     "survey": [
         choice(
             "For which model does torchsummary print the right total?",
@@ -79,7 +50,7 @@ QUIZZES = {
             (
                 "in the first Linear layer",
                 True,
-                "Yes: it connects 512 * 7 * 7 inputs to 4096 outputs, all to all.",
+                "Yes: it connects each of 512 * 7 * 7 inputs to each of 4096 outputs.",
             ),
             (
                 "in the last Linear layer, with its 1000 outputs",
@@ -95,11 +66,36 @@ QUIZZES = {
             ),
         ),
         choice(
+            "VGG19's first convolution has 3 input channels, 64 output channels and a "
+            "3 x 3 kernel. How many FLOPs does one of its output values cost?",
+            (
+                "9",
+                False,
+                "The kernel covers 3 x 3 pixels, but in each of the 3 input channels.",
+            ),
+            (
+                "27",
+                False,
+                "There are 3 * 3 * 3 = 27 products. Each is also added to the sum, so "
+                "these are 27 mult-adds.",
+            ),
+            (
+                "54",
+                True,
+                "Yes: 3 * 3 * 3 = 27 mult-adds, and two FLOPs for each.",
+            ),
+            (
+                "54 * 64",
+                False,
+                "That is the cost of 64 output values, one in each output channel.",
+            ),
+        ),
+        choice(
             "We double the side of the image, from 224 to 448. What grows?",
             (
                 "parameters and compute, both about four times",
                 False,
-                "A kernel does not grow with the image. It only takes more steps.",
+                "A kernel does not grow with the image. It only has more positions.",
             ),
             (
                 "the compute about four times, the parameters not at all",
@@ -114,35 +110,75 @@ QUIZZES = {
             (
                 "neither: the model is the same",
                 False,
-                "The model is the same, but each of its kernels takes more steps.",
+                "The model is the same, but each of its kernels has more positions.",
+            ),
+        ),
+    ],
+    "llama": [
+        choice(
+            "We build the model on the meta device. It has 6.7 billion float32 "
+            "parameters. How much memory do they take?",
+            (
+                "27 GB: 4 bytes each",
+                False,
+                "They would take that much with data. On meta, a tensor has none.",
+            ),
+            (
+                "27 GB, and as much again for the forward pass",
+                False,
+                "On meta, neither the parameters nor the outputs have data.",
+            ),
+            (
+                "next to none",
+                True,
+                "Yes: each parameter is a shape and a dtype, without data.",
             ),
         ),
         choice(
-            "The image stays as it is, but each convolution gets twice as many "
-            "channels. What happens to the compute of the second convolution?",
+            "A forward pass on meta computes no values. How many FLOPs does "
+            "FlopCounterMode count?",
             (
-                "nothing: the image has not changed",
+                "none",
                 False,
-                "There are as many positions as before, but twice as many output "
-                "values at each, and each sums over twice as many inputs.",
+                "It does not measure work. It works out from the shapes how many "
+                "operations each call would need.",
             ),
             (
-                "it doubles, with the number of outputs",
-                False,
-                "There are twice as many output values, but each of them also costs "
-                "twice as much: its input has twice as many channels.",
-            ),
-            (
-                "it grows four times",
+                "as many as the same pass would need with data",
                 True,
-                "Yes: twice as many output values, and each sums over twice as many "
-                "input channels. Its weight grows four times as well.",
+                "Yes: the number follows from the shapes, and meta has the shapes.",
             ),
             (
-                "it grows eight times",
+                "some: those of the linear layers only",
                 False,
-                "Input and output channels double, which makes four. The kernel and "
-                "the number of positions stay.",
+                "It counts matrix products wherever they are, in attention as well.",
+            ),
+        ),
+        choice(
+            "The model's matrices hold 6.6 billion weights, and the text has 2048 "
+            "tokens. About how many FLOPs does one forward pass cost?",
+            (
+                "6.6 billion",
+                False,
+                "That is one operation for each weight. Each product costs two, and "
+                "each token needs its own.",
+            ),
+            (
+                "13 billion",
+                False,
+                "That is the cost of one token: two FLOPs for each weight. There are "
+                "2048.",
+            ),
+            (
+                "27 trillion",
+                True,
+                "Yes: 2 * 6.6 billion * 2048. Attention adds some more.",
+            ),
+            (
+                "27 trillion * 2048",
+                False,
+                "Each token goes through each matrix once. Only in attention does "
+                "each meet all others, and that is a small part here.",
             ),
         ),
     ],
@@ -387,11 +423,10 @@ make_net = Exercise(
     _check_make_net,
     start=_start_make_net,
     hints=[
-        "Read the error: (1x288 and 392x10). Which of the four numbers comes from the "
-        "data, and which from the layer?",
         "Which side does the convolution give for 28 pixels, with kernel 5, stride 2 "
-        "and no padding? And the pooling after it?",
-        "12, then 6. How many numbers are 8 channels of 6 x 6?",
+        "and no padding?",
+        "12: (28 - 5) // 2 + 1. And the pooling after it, with kernel and stride 2?",
+        "6. Flatten puts all 8 channels in one row. How many numbers are that?",
     ],
     solution=_make_net,
     text=_source(_make_net),
@@ -465,6 +500,7 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
     """Run the answer on a model with a hook of the user's own; what it recorded."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU()), last)
     users = model[0].register_forward_hook(lambda *_: None)
+    model[1].eval()  # as a user freezes a BatchNorm: the modes differ
     before, seen, modes = _hooks(model), [], _modes(model)
 
     def record(layer, inputs, output):
@@ -498,8 +534,9 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
         )
     if _modes(model) != modes:
         raise Wrong(
-            "Your function changes the model's mode, and leaves it so. Call `eval()` "
-            "outside it, where the user can see it. Section 3."
+            "Your function changes the model's mode, or that of a submodule: "
+            "`model.train(mode)` sets them all. Call `eval()` outside it, where the "
+            "user can see it. Section 3."
         )
     left = sum(map(len, after)) - sum(map(len, before))
     if left:
@@ -644,6 +681,16 @@ def _leaves_eval(model, x, hook):
     _run_with_hooks(model, x, hook)
 
 
+def _puts_one_mode_back(model, x, hook):
+    """train(was) sets every submodule, also one that the user had in evaluation."""
+    was = model.training
+    model.eval()
+    try:
+        _run_with_hooks(model, x, hook)
+    finally:
+        model.train(was)
+
+
 def _runs_twice(model, x, hook):
     _run_with_hooks(model, x, hook)
     _run_with_hooks(model, x, hook)
@@ -708,6 +755,7 @@ run_with_hooks = Exercise(
         (_another_error, "another error"),
         (_oldest_hook, "not yours"),
         (_leaves_eval, "the model's mode"),
+        (_puts_one_mode_back, "sets them all"),
         (_runs_twice, "Run the model once"),
         (_calls_forward, "model.forward(x) skips"),
         (_puts_copies_back, "its handle no longer works"),
@@ -768,6 +816,7 @@ NESTED_ROWS = [
 def _check_mini_summary(mini_summary):
     model = _Nested()
     users = model.head.register_forward_hook(lambda *_: None)
+    model.body.eval()  # as a user freezes a BatchNorm: the modes differ
     modes = _modes(model)
     try:
         rows = mini_summary(model, torch.zeros(2, 6))
@@ -796,8 +845,8 @@ def _check_mini_summary(mini_summary):
         )
     if _modes(model) != modes:
         raise Wrong(
-            "Your function changes the model's mode, and leaves it so. Call `eval()` "
-            "outside it. Section 3."
+            "Your function changes the model's mode, or that of a submodule: "
+            "`model.train(mode)` sets them all. Call `eval()` outside it. Section 3."
         )
     if users.id not in model.head._forward_hooks:
         raise Wrong(
@@ -989,6 +1038,13 @@ def _evaluating(model, x):
     return _mini_summary(model.eval(), x)
 
 
+def _mode_put_back(model, x):
+    was = model.training
+    rows = _mini_summary(model.eval(), x)
+    model.train(was)
+    return rows
+
+
 def _and_clear(model, x):
     rows = _mini_summary(model, x)
     for module in model.modules():
@@ -1042,6 +1098,7 @@ mini_summary = Exercise(
         (_as_dicts, "a list of"),
         (_shape_as_text, "not text"),
         (_evaluating, "the model's mode"),
+        (_mode_put_back, "sets them all"),
         (_and_clear, "it is gone"),
         (_in_order_of_definition, "order of the calls"),
         (_one_row_a_layer, "has two rows"),

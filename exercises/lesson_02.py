@@ -1,5 +1,6 @@
 """Lesson 02: state_dict, and its deeper lesson on averaging and `assign=True`."""
 
+import contextlib
 import copy
 import inspect
 import warnings
@@ -51,8 +52,8 @@ QUIZZES = {
                 {
                     "answer": "it matches them by name: each gets its own state",
                     "correct": False,
-                    "feedback": "A model does that. An optimizer never matches by "
-                    "name, even if the names are stored.",
+                    "feedback": "A model does that. An optimizer only knows the "
+                    "order in which it was given the parameters.",
                 },
                 {
                     "answer": "it raises an error: the shapes differ",
@@ -316,7 +317,13 @@ def _check_failure(safe_load: Callable, case: str, state: State) -> None:
     except Exception:
         raised = True
     after = model.state_dict()
-    if changed := [k for k, v in after.items() if not torch.equal(v, before[k])]:
+    changed = [k for k, v in after.items() if not torch.equal(v, before[k])]
+    if changed and not raised:
+        raise Wrong(
+            f"A state {case} was loaded in part, without an error. Did you pass "
+            "strict=False, or catch the error and not raise it again? Section 4."
+        )
+    if changed:
         parameters = dict(model.named_parameters())
         if model.loads < 2:
             reason = (
@@ -354,11 +361,13 @@ def _same_parameters(objects: list[nn.Parameter], model: nn.Module) -> None:
         )
 
 
-def _restore_with(backup: Callable[[State], State], again: bool = True) -> Callable:
+def _restore_with(
+    backup: Callable[[State], State], again: bool = True, strict: bool = True
+) -> Callable:
     def safe_load(model, state):
         kept = backup(model.state_dict())
         try:
-            model.load_state_dict(state)
+            model.load_state_dict(state, strict=strict)
         except RuntimeError:
             model.load_state_dict(kept)
             if again:
@@ -441,6 +450,22 @@ def _copied_too_late(model, state):
         raise
 
 
+def _swallowed(model, state):
+    with contextlib.suppress(RuntimeError):
+        model.load_state_dict(state)
+
+
+def _loose_copy_first(model, state):
+    copy.deepcopy(model).load_state_dict(state, strict=False)
+    model.load_state_dict(state, strict=False)
+
+
+def _fitting_part(model, state):
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(fits, strict=False)
+
+
 def _asserted_first(model, state):
     own = model.state_dict()
     assert own.keys() == state.keys()
@@ -480,6 +505,10 @@ def safe_load(model, state):
         (lambda model, state: model.load_state_dict(state), "copies what fits before"),
         (_rebound, "only changes a local name"),
         (_restore_with(copy.deepcopy, again=False), "raised no error"),
+        (_restore_with(copy.deepcopy, strict=False), "Did you pass strict=False"),
+        (_loose_copy_first, "without head.bias was loaded in part"),
+        (_fitting_part, "for 5 classes was loaded in part"),
+        (_swallowed, "not raise it again"),
         (_only_shapes, "without head.bias"),
         (_only_keys, "with a head for 5 classes"),
         (_filtered, "raised no error"),
@@ -493,18 +522,18 @@ def safe_load(model, state):
 )
 
 
-# --- 3: strip the prefixes of wrappers -------------------------------------------
+# --- 3: the backbone of a wrapped model ------------------------------------------
 
-# The key in the file -> the key of the plain model
-_KEYS = {
+# The key in the file -> the key of the plain model, None where it is left out
+_KEYS: dict[str, dict[str, str | None]] = {
     "nothing to strip": {"layer1.0.weight": "layer1.0.weight"},
     "DataParallel or DDP": {"module.layer1.0.weight": "layer1.0.weight"},
     "torch.compile": {"_orig_mod.layer1.0.weight": "layer1.0.weight"},
-    "a compiled model in DDP": {"module._orig_mod.head.bias": "head.bias"},
-    "a compiled DDP": {"_orig_mod.module.head.bias": "head.bias"},
+    "a compiled model in DDP": {"module._orig_mod.layer1.0.bias": "layer1.0.bias"},
+    "a compiled DDP": {"_orig_mod.module.layer1.0.bias": "layer1.0.bias"},
     "module. in the middle of a key": {
         "module.encoder.module.weight": "encoder.module.weight",
-        "module.head.bias": "head.bias",
+        "module.layer1.0.bias": "layer1.0.bias",
     },
     "module. in the middle, and no wrapper": {
         "encoder.module.weight": "encoder.module.weight",
@@ -514,30 +543,41 @@ _KEYS = {
         "module_list.0.weight": "module_list.0.weight",
         "modulation.weight": "modulation.weight",
     },
+    "the head": {"layer1.0.bias": "layer1.0.bias", "head.bias": None},
+    "a wrapped head": {
+        "_orig_mod.module.layer1.0.bias": "layer1.0.bias",
+        "_orig_mod.module.head.weight": None,
+    },
+    'a backbone with "head" in its keys': {
+        "module.attention.head.bias": "attention.head.bias",
+        "module.head_norm.bias": "head_norm.bias",
+        "module.head.bias": None,
+    },
 }
 
 
-def _check_strip_wrappers(strip_wrappers: Callable[[State], State]) -> None:
+def _check_backbone_of(backbone_of: Callable[[State], State]) -> None:
     for case, keys in _KEYS.items():
         state = {key: torch.randn(2) for key in keys}
         given = dict(state)
-        stripped = strip_wrappers(state)
+        backbone = backbone_of(state)
         if list(state) != list(given):
             raise Wrong(
                 f"You changed the dictionary that was passed in ({case}): it now "
                 f"holds {list(state)}. Build a new one and return it. Section 5."
             )
-        if not isinstance(stripped, dict):
-            raise Wrong(f"Expected a dictionary, got a {type(stripped).__name__}.")
-        if list(stripped) != list(keys.values()):
+        if not isinstance(backbone, dict):
+            raise Wrong(f"Expected a dictionary, got a {type(backbone).__name__}.")
+        expected = {new: given[key] for key, new in keys.items() if new is not None}
+        if list(backbone) != list(expected):
             raise Wrong(
-                f"{case}: from {list(keys)} expected {list(keys.values())}, got "
-                f"{list(stripped)}. {_reason(case)} Section 5."
+                f"{case}: from {list(keys)} expected {list(expected)}, got "
+                f"{list(backbone)}. {_reason(case)} Section 5."
             )
-        for key, new in keys.items():
-            if not torch.equal(stripped[new], given[key]):
-                raise Wrong(f"{new} does not hold the values of {key}.")
-            if stripped[new].data_ptr() != given[key].data_ptr():
+        for new, tensor in expected.items():
+            if not torch.equal(backbone[new], tensor):
+                raise Wrong(f"{new} does not hold the values that the file has for it.")
+            if backbone[new].data_ptr() != tensor.data_ptr():
                 raise Wrong(
                     f"{new} is a copy. Only the keys change: put the same tensors "
                     "into the new dictionary, which takes no memory."
@@ -554,6 +594,14 @@ def _reason(case: str) -> str:
         return "Wrappers can be nested, in either order."
     if case == "torch.compile":
         return "torch.compile adds a prefix, too."
+    if case == "the head":
+        return "Leave out the head, whose keys begin with head."
+    if case == "a wrapped head":
+        return "The head's keys begin with head. only once the prefixes are stripped."
+    if "backbone" in case:
+        return (
+            'A key with "head" in it belongs to the head only if it begins with "head."'
+        )
     return "Remove the prefix only where a key begins with exactly that prefix."
 
 
@@ -561,41 +609,57 @@ def _strip(key: str) -> str:
     return key.removeprefix("_orig_mod.").removeprefix("module.")
 
 
+def _strip_all(key: str) -> str:
+    return _strip(_strip(key))
+
+
 def _on_keys(rename: Callable[[str], str]) -> Callable[[State], State]:
     return lambda state: {rename(key): value for key, value in state.items()}
 
 
-def _solution_strip(state):
-    stripped = {}
+def _solution_backbone_of(state):
+    backbone = {}
     for key, value in state.items():
         while key.startswith(("module.", "_orig_mod.")):
             key = key.partition(".")[2]
-        stripped[key] = value
-    return stripped
+        if not key.startswith("head."):
+            backbone[key] = value
+    return backbone
 
 
-def _start_strip(state):
+def _start_backbone_of(state):
     return ...
 
 
 def _in_place(state):
     for key in list(state):
-        state[_strip(_strip(key))] = state.pop(key)
+        state[_strip_all(key)] = state.pop(key)
     return state
 
 
-strip_wrappers = Exercise(
-    _check_strip_wrappers,
-    start=_start_strip,
+def _head_left_out_first(state):
+    kept = {k: v for k, v in state.items() if not k.startswith("head.")}
+    return _on_keys(_strip_all)(kept)
+
+
+def _head_anywhere(state):
+    return {_strip_all(k): v for k, v in state.items() if "head" not in k}
+
+
+backbone_of = Exercise(
+    _check_backbone_of,
+    start=_start_backbone_of,
     hints=[
         "Build a new dictionary: compute each new key, and keep the value.",
         'key.removeprefix("module.") changes only a key that begins with "module.".',
         "Wrappers can be nested in either order: repeat until the key has no prefix "
-        "left.",
+        "left. Only then look whether it belongs to the head.",
         'while key.startswith(("module.", "_orig_mod.")): key = key.partition(".")[2]',
     ],
-    solution=_solution_strip,
-    text=inspect.getsource(_solution_strip).replace("_solution_strip", "strip_wrappers")
+    solution=_solution_backbone_of,
+    text=inspect.getsource(_solution_backbone_of).replace(
+        "_solution_backbone_of", "backbone_of"
+    )
     + """
 # PyTorch has a helper for one prefix, which changes the dictionary itself:
 # torch.nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
@@ -614,301 +678,214 @@ strip_wrappers = Exercise(
         (_on_keys(lambda k: k.split(".", 1)[1]), "only where a key begins"),
         (_on_keys(lambda k: k.removeprefix("module.")), "torch.compile adds a prefix"),
         (_on_keys(_strip), "in either order"),
+        (_on_keys(_strip_all), "Leave out the head"),
+        (_head_left_out_first, "only once the prefixes are stripped"),
+        (_head_anywhere, 'only if it begins with "head."'),
         (_in_place, "Build a new one"),
-        (lambda state: copy.deepcopy(_solution_strip(state)), "is a copy"),
-        (lambda state: list(_solution_strip(state)), "Expected a dictionary"),
+        (lambda state: copy.deepcopy(_solution_backbone_of(state)), "is a copy"),
+        (lambda state: list(_solution_backbone_of(state)), "Expected a dictionary"),
     ],
 )
 
 
-# --- 4: the backbone of a checkpoint with another head ---------------------------
+# --- 4: a model and its optimizer, continued twice -------------------------------
+
+Pair = tuple[nn.Module, torch.optim.Optimizer]
 
 
-class _Named(nn.Module):
-    """Keys that hold "head" without being the head's."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.attention = nn.ModuleDict({"head": nn.Linear(4, 4)})
-        self.head_norm = nn.BatchNorm1d(4)
-        self.head = nn.Linear(4, num_classes)
+def _tiny_model() -> nn.Sequential:
+    """Two parameters of each shape, so that a wrong order raises no error."""
+    return nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
 
 
-def _check_load_backbone(load_backbone: Callable[[nn.Module, State], None]) -> None:
-    for make, classes in ((SmallCNN, 5), (_Named, 3), (SmallCNN, 10), (SmallCNN, 0)):
-        model, state = make(10), make(classes or 10).state_dict()
-        _filled(state)  # buffers too
-        if classes == 0:
-            state = _backbone_of(state)
-        given, before = copy.deepcopy(state), copy.deepcopy(model.state_dict())
-        try:
-            load_backbone(model, state)
-        except (ValueError, RuntimeError) as error:
-            reason = (
-                "It has no head, and needs none: only the other keys must match."
-                if classes == 0
-                else "Is a head of another shape in your way? Or keys such as "
-                'attention.head.bias, which have "head" in them but do not begin '
-                'with "head."? They belong to the backbone, on both sides.'
-            )
-            raise Wrong(
-                "A state that should be accepted was refused: "
-                f"{str(error)[:200]!r}. {reason} Section 5."
-            ) from error
-        if list(state) != list(given) or max_difference(state, given) > 0:
-            raise Wrong(
-                "You changed the state that was passed in: the caller may still need "
-                "the head. Build a new dictionary. Section 5."
-            )
-        for key, value in model.state_dict().items():
-            if not key.startswith("head.") and not torch.equal(value, given[key]):
-                raise Wrong(
-                    f"{key} was not loaded. Everything belongs to the backbone, "
-                    'buffers included, except the keys that begin with "head.". '
-                    "Sections 2 and 5."
-                )
-            if key.startswith("head.") and not torch.equal(value, before[key]):
-                raise Wrong(
-                    f"{key} was overwritten. The model must keep its own head, even "
-                    f"if the shapes match (the state's head has {classes} outputs)."
-                )
-        memory = {tensor.data_ptr() for tensor in state.values()}
-        if any(tensor.data_ptr() in memory for tensor in model.state_dict().values()):
-            raise Wrong(
-                "The model now shares its memory with the state that was passed in "
-                "(assign=True?): training would change the state. Copy the values."
-            )
-    _check_refusals(load_backbone)
+def _train(model: nn.Module, optimizer: torch.optim.Optimizer, batches) -> None:
+    for batch in batches:
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
 
 
-def _check_refusals(load_backbone: Callable[[nn.Module, State], None]) -> None:
-    """A state that is not this backbone must be refused, and the keys be named."""
-    state = SmallCNN(5).state_dict()
-    body = _without(state, "layer2.0.weight")
-    cases = {
-        "whose keys all begin with module.": (
-            {f"module.{key}": value for key, value in state.items()},
-            "layer1.0.weight",
-        ),
-        "without layer2.0.weight": (body, "layer2.0.weight"),
-        "with an unexpected key layer4.0.weight": (
-            {**state, "layer4.0.weight": torch.ones(1)},
-            "layer4.0.weight",
-        ),
-        "in which layer2.0.weight has another shape": (
-            {**state, "layer2.0.weight": torch.ones(1)},
-            "layer2.0.weight",
-        ),
+def _check_branch(branch: Callable[[nn.Module, torch.optim.Optimizer], Pair]) -> None:
+    torch.manual_seed(0)
+    model, batches = _tiny_model(), torch.rand(10, 8, 4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, betas=(0.8, 0.9))
+    _train(model, optimizer, batches[:5])
+    before = copy.deepcopy(_tensors(model, optimizer))
+    answer = branch(model, optimizer)
+    if (
+        not isinstance(answer, tuple)
+        or len(answer) != 2
+        or not isinstance(answer[0], nn.Module)
+        or not isinstance(answer[1], torch.optim.Optimizer)
+    ):
+        raise Wrong("Return two things: the copy of the model, and its optimizer.")
+    twin, twin_optimizer = answer
+    _check_twin(model, twin)
+    _check_twin_optimizer(model, optimizer, twin, twin_optimizer)
+    _train(twin, twin_optimizer, batches[5:])
+    if max_difference(_tensors(model, optimizer), before) > 0:
+        raise Wrong(
+            "Training the copy changed the original model or its optimizer: they share "
+            "memory. Section 7."
+        )
+    _train(model, optimizer, batches[5:])
+    ours, theirs = _tensors(model, optimizer), _tensors(twin, twin_optimizer)
+    if ours.keys() != theirs.keys() or max_difference(ours, theirs) > 1e-6:
+        raise Wrong(
+            "Trained on the same batches, the copy and the original end with different "
+            "weights. Does the copy's optimizer hold the whole state? Section 6."
+        )
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """All tensors that training changes, by name."""
+    tensors = dict(model.state_dict())
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key} of {name}"] = value
+    return tensors
+
+
+def _check_twin(model: nn.Module, twin: nn.Module) -> None:
+    memory = {parameter.data_ptr() for parameter in model.parameters()}
+    if any(parameter.data_ptr() in memory for parameter in twin.parameters()):
+        raise Wrong(
+            "The weights of the model that you return are those of the original, so "
+            "training it would train the original. Section 3."
+        )
+    if max_difference(twin.state_dict(), model.state_dict()) > 0:
+        raise Wrong("The copy of the model does not have the original's weights.")
+
+
+def _check_twin_optimizer(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    twin: nn.Module,
+    twin_optimizer: torch.optim.Optimizer,
+) -> None:
+    held = {id(p) for group in twin_optimizer.param_groups for p in group["params"]}
+    if held & {id(p) for p in model.parameters()}:
+        raise Wrong(
+            "The optimizer that you return holds the original's parameters, so its "
+            "step() would train the original. Create it for the copy's parameters."
+        )
+    if held != {id(p) for p in twin.parameters()}:
+        raise Wrong(
+            "The optimizer that you return does not hold the copy's parameters, so its "
+            "step() would not train the copy. (copy.deepcopy(optimizer) copies the "
+            "parameters once more.) Create it for the copy's parameters."
+        )
+    if not twin_optimizer.state:
+        raise Wrong(
+            "The copy's optimizer has no state: it remembers no gradient, and its "
+            "first steps are too large. Load the original's state_dict. Section 6."
+        )
+    memory = {
+        t.data_ptr() for state in optimizer.state.values() for t in state.values()
     }
-    damaged, other_errors = [], []
-    for case, (bad, key) in cases.items():
-        model = SmallCNN(10)
-        before = copy.deepcopy(_filled(model.state_dict()))
-        try:
-            load_backbone(model, bad)
-        except AssertionError as error:
+    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    for original, copied in pairs:
+        theirs = optimizer.state[original]
+        ours = twin_optimizer.state.get(copied, {})
+        if any(tensor.data_ptr() in memory for tensor in ours.values()):
+            if ours.get("exp_avg") is not theirs["exp_avg"]:
+                raise Wrong(_BY_ORDER)
             raise Wrong(
-                f"A state {case} is refused by an assertion. `python -O` leaves "
-                "assertions out, so raise a ValueError, as the task says."
-            ) from error
-        except KeyError as error:
-            if error.args[0] not in before.keys() | bad.keys():
-                raise  # a slip in the learner's code
-            raise Wrong(
-                f"A state {case} ends in a KeyError: {error}. A key can be on one "
-                "side only, so use .get(key). The task asks for a ValueError."
-            ) from error
-        except (RuntimeError, ValueError) as error:
-            if key not in str(error):
-                raise Wrong(
-                    f"A state {case} is refused, but the message does not name "
-                    f"{key!r}. It says: {str(error)[:200]!r}"
-                ) from error
-            if isinstance(error, RuntimeError):
-                other_errors.append(f"{case} is refused by a {type(error).__name__}")
-            if max_difference(model.state_dict(), before) > 0:
-                damaged.append(case)
-        else:
-            raise Wrong(
-                f"A state {case} was accepted silently. strict=False returns the "
-                "missing and the unexpected keys: if they are not what you expect, "
-                "raise a ValueError. Sections 4 and 5."
+                "The two optimizers share their state: a step of one changes the "
+                "other's, because an optimizer does not copy what it loads. Section 7."
             )
-    if damaged:
-        raise Wrong(
-            f"A state {damaged[0]} was refused, but only after part of it was "
-            "loaded: the model is a mixture now. Compare keys and shapes before you "
-            "load, or load into a copy of the model first. Section 4."
-        )
-    if other_errors:
-        raise Wrong(
-            f"A state {other_errors[0]}. The task asks for a ValueError, so that a "
-            "caller can catch that. Compare the shapes yourself, too. Section 4."
-        )
+        if "exp_avg" in ours and not torch.equal(ours["exp_avg"], theirs["exp_avg"]):
+            raise Wrong(_BY_ORDER)
+    for name in ("lr", "betas"):
+        old, new = (o.param_groups[0].get(name) for o in (optimizer, twin_optimizer))
+        if old != new:
+            raise Wrong(
+                f"The copy's optimizer has another {name}: {new} instead of {old}. "
+                "load_state_dict restores the settings, too. Section 6."
+            )
 
 
-def _backbone_of(state: State) -> State:
-    return {k: v for k, v in state.items() if not k.startswith("head.")}
+_BY_ORDER = (
+    "A parameter of the copy has the averages of another one: the state is matched by "
+    "order. Pass the parameters in the original's order. Section 7."
+)
 
 
-def _solution_backbone(model, state):
-    def without_head(state):
-        return {k: v for k, v in state.items() if not k.startswith("head.")}
-
-    backbone = without_head(state)
-    new = {key: value.shape for key, value in backbone.items()}
-    own = {k: v.shape for k, v in without_head(model.state_dict()).items()}
-    misfits = [key for key in own | new if own.get(key) != new.get(key)]
-    if misfits:
-        raise ValueError(f"missing, unexpected or of another shape: {misfits}")
-    model.load_state_dict(backbone, strict=False)
+def _solution_branch(model, optimizer):
+    twin = copy.deepcopy(model)
+    twin_optimizer = torch.optim.Adam(twin.parameters())
+    twin_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    return twin, twin_optimizer
 
 
-def _start_backbone(model, state):
+def _start_branch(model, optimizer):
     return ...
 
 
-def _what_fits(model, state):
-    own = model.state_dict()
-    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    model.load_state_dict(fits, strict=False)
+def _branch_with(
+    twin_of: Callable[[nn.Module], nn.Module] = copy.deepcopy,
+    given: Callable[[nn.Module, nn.Module], object] = lambda m, t: t.parameters(),
+    saved: Callable[[dict], dict | None] = copy.deepcopy,
+    lr: float | None = None,
+) -> Callable[[nn.Module, torch.optim.Optimizer], Pair]:
+    def branch(model, optimizer):
+        twin = twin_of(model)
+        twin_optimizer = torch.optim.Adam(given(model, twin), lr=0.05)
+        if (state := saved(optimizer.state_dict())) is not None:
+            twin_optimizer.load_state_dict(state)
+        if lr is not None:
+            twin_optimizer.param_groups[0]["lr"] = lr
+        return twin, twin_optimizer
+
+    return branch
 
 
-def _what_fits_without_head(model, state):
-    own, body = model.state_dict(), _backbone_of(state)
-    fits = {k: v for k, v in body.items() if k in own and own[k].shape == v.shape}
-    model.load_state_dict(fits, strict=False)
+def _without_second_moments(saved):
+    state = copy.deepcopy(saved)
+    for of_parameter in state["state"].values():
+        of_parameter["exp_avg_sq"].zero_()
+    return state
 
 
-def _popped(model, state):
-    for key in [k for k in state if k.startswith("head.")]:
-        state.pop(key)
-    model.load_state_dict(state, strict=False)
-
-
-def _only_parameters(model, state):
-    for name, parameter in model.named_parameters():
-        if not name.startswith("head."):
-            parameter.data.copy_(state[name])
-
-
-def _only_missing(model, state):
-    result = model.load_state_dict(_backbone_of(state), strict=False)
-    missing = [k for k in result.missing_keys if not k.startswith("head.")]
-    if missing:
-        raise ValueError(missing)
-
-
-def _asserted(model, state):
-    result = model.load_state_dict(_backbone_of(state), strict=False)
-    assert all(key.startswith("head.") for key in result.missing_keys)
-    assert not result.unexpected_keys
-
-
-def _load_then_look(model, state):
-    result = model.load_state_dict(_backbone_of(state), strict=False)
-    missing = [k for k in result.missing_keys if not k.startswith("head.")]
-    if missing or result.unexpected_keys:
-        raise ValueError(f"{missing}, {result.unexpected_keys}")
-
-
-def _tried_on_a_copy(model, state):
-    _load_then_look(copy.deepcopy(model), state)
-    model.load_state_dict(_backbone_of(state), strict=False)
-
-
-def _head_demanded(model, state):
-    if misfits := model.state_dict().keys() ^ state.keys():
-        raise ValueError(misfits)
-    _solution_backbone(model, state)
-
-
-def _all_shapes_compared(model, state):
-    own = model.state_dict()
-    if misfits := [k for k in state if k in own and own[k].shape != state[k].shape]:
-        raise ValueError(misfits)
-    _solution_backbone(model, state)
-
-
-def _head_anywhere_on_one_side(model, state):
-    new = {k for k in state if "head" not in k}
-    if misfits := new ^ _backbone_of(model.state_dict()).keys():
-        raise ValueError(misfits)
-    _solution_backbone(model, state)
-
-
-def _unguarded(model, state):
-    own = model.state_dict()
-    for key, value in _backbone_of(state).items():
-        if own[key].shape != value.shape:
-            raise ValueError(key)
-    _solution_backbone(model, state)
-
-
-def _shared(model, state):
-    model.load_state_dict(_backbone_of(state), strict=False, assign=True)
-
-
-def _runtime_error(model, state):
-    try:
-        _solution_backbone(model, state)
-    except ValueError as error:
-        raise RuntimeError(str(error)) from None
-
-
-def _nameless(model, state):
-    result = model.load_state_dict(_backbone_of(state), strict=False)
-    if len(result.missing_keys) > 2 or result.unexpected_keys:
-        raise ValueError("this state does not fit")
-
-
-load_backbone = Exercise(
-    _check_load_backbone,
-    start=_start_backbone,
+branch = Exercise(
+    _check_branch,
+    start=_start_branch,
     hints=[
-        "First build a dictionary without the head, as in section 5.",
-        'Not every key with "head" in it is the head\'s: use startswith("head.").',
-        "If you load first and check later, a refused state has already changed the "
-        "model. Compare keys and shapes before you load, as in section 4, or load "
-        "into a copy of the model first.",
-        "own = {key: shape} of model.state_dict() without the head, new = the same of "
-        "the backbone; misfits = [k for k in own | new if own.get(k) != new.get(k)]",
+        "Two copies and one new object: a copy of the model, a new Adam for the copy's "
+        "parameters, and a copy of the old Adam's state.",
+        "The new Adam needs no lr: load_state_dict restores the settings as well.",
+        "Without a copy, both optimizers would write into the same averages. Which "
+        "function copies a state_dict with all its tensors?",
     ],
-    solution=_solution_backbone,
-    text=inspect.getsource(_solution_backbone).replace(
-        "_solution_backbone", "load_backbone"
-    ),
+    solution=_solution_branch,
+    text=inspect.getsource(_solution_branch).replace("_solution_branch", "branch")
+    + """
+# or copy both at once, so that the copied optimizer holds the copied parameters:
+# return copy.deepcopy((model, optimizer))
+""",
     wrong_answers=[
-        (_what_fits, "was overwritten"),
-        (_what_fits_without_head, "was accepted silently"),
+        (_branch_with(saved=lambda state: None), "has no state"),
+        (_branch_with(saved=lambda state: state), "share their state"),
+        (_branch_with(saved=dict), "share their state"),
+        (_branch_with(twin_of=lambda model: model), "those of the original"),
+        (_branch_with(twin_of=copy.copy), "those of the original"),
+        (_branch_with(twin_of=lambda model: _tiny_model()), "does not have"),
+        (_branch_with(given=lambda m, t: m.parameters()), "holds the original's"),
         (
-            lambda model, state: (
-                model.load_state_dict(
-                    {k: v for k, v in state.items() if "head" not in k}, strict=False
-                )
-                and None
-            ),
-            "was not loaded",
+            lambda model, optimizer: (copy.deepcopy(model), optimizer),
+            "holds the original's",
         ),
         (
-            lambda model, state: (
-                model.load_state_dict(_backbone_of(state), strict=False) and None
-            ),
-            "was accepted silently",
+            lambda model, optimizer: (copy.deepcopy(model), copy.deepcopy(optimizer)),
+            "does not hold the copy's",
         ),
-        (_popped, "Build a new dictionary"),
-        (_only_parameters, "buffers included"),
-        (_only_missing, "an unexpected key layer4.0.weight was accepted"),
-        (_nameless, "does not name"),
-        (_asserted, "is refused by an assertion"),
-        (_load_then_look, "a mixture now"),
-        (_shared, "shares its memory with the state"),
-        (_runtime_error, "asks for a ValueError"),
-        (_tried_on_a_copy, "another shape is refused by a RuntimeError"),
-        (_head_demanded, "It has no head"),
-        (_all_shapes_compared, "a head of another shape"),
-        (_head_anywhere_on_one_side, "do not begin with"),
-        (_unguarded, "ends in a KeyError"),
+        (
+            _branch_with(given=lambda m, t: list(t.parameters())[::-1]),
+            "matched by order",
+        ),
+        (_branch_with(lr=0.001), "another lr"),
+        (_branch_with(saved=_without_second_moments), "different weights"),
+        (lambda model, optimizer: copy.deepcopy(model), "Return two things"),
     ],
 )
 

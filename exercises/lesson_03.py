@@ -425,11 +425,11 @@ def _start_read_weights(path):
 def _solution_read_weights(path):
     try:
         return torch.load(path, map_location="cpu")
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         raise ValueError(
             f"{path} contains more than weights. Ask for a file saved with "
             "torch.save(model.state_dict(), path)"
-        ) from error
+        ) from None
 
 
 def _wrong_read_weights(
@@ -479,8 +479,9 @@ read_weights = Exercise(
     hints=[
         "The second torch.load removes the protection of the first one.",
         "The try and the except are right. What should you do in the except block?",
-        "raise ValueError(...) with a message that says what to send instead: a file "
-        "saved with torch.save(model.state_dict(), path).",
+        "raise ValueError(...) from None, with a message that says what to send "
+        "instead: a file saved with torch.save(model.state_dict(), path). `from None` "
+        "keeps PyTorch's message, with its weights_only=False, out of the traceback.",
     ],
     solution=_solution_read_weights,
     text=_text(_solution_read_weights),

@@ -77,140 +77,6 @@ QUIZZES = {
 }
 
 
-# -- one_output: the loss on one output ------------------------------------------------
-
-
-def _check_one_output(one_output_loss):
-    bce = nn.functional.binary_cross_entropy_with_logits
-    ce = nn.functional.cross_entropy
-    for logits, labels in (
-        ([[2.0], [-1.0], [0.5], [-3.0]], [1, 0, 0, 1]),
-        ([[0.3], [1.2], [-0.7]], [0, 1, 1]),
-        ([[1.5]], [0]),
-    ):
-        logits, labels = torch.tensor(logits, requires_grad=True), torch.tensor(labels)
-        found = one_output_loss(logits, labels)
-        if not isinstance(found, torch.Tensor) or found.dim():
-            raise Wrong(
-                "A loss is one number, a tensor with no dimensions; you return "
-                f"{getattr(found, 'shape', found)!r}. Section 2."
-            )
-        row, targets = logits.detach().squeeze(1), labels.float()
-        right = bce(row, targets)
-        if torch.isclose(found, right, atol=1e-5):
-            if not found.requires_grad:
-                raise Wrong(
-                    "The number is right, but the loss has lost its connection to the "
-                    "logits, so backward() cannot train the model. Section 2."
-                )
-            continue
-        x = logits.detach()
-        spread = -(
-            targets * nn.functional.logsigmoid(x)
-            + (1 - targets) * nn.functional.logsigmoid(-x)
-        )
-        reasons = {
-            "It is 0 for every model: cross-entropy compares classes, and one output "
-            "means only one class. The softmax of a single score is 1.": right * 0,
-            "Cross-entropy takes your batch for ONE sample with "
-            f"{len(row)} classes, because both have the shape (B,).": ce(row, targets),
-            "The sigmoid is applied twice: the loss already applies it.": bce(
-                row.sigmoid(), targets
-            ),
-            "You return the sum over the batch, not the mean.": right * len(row),
-            "logits (B, 1) and labels (B,) broadcast to (B, B): every logit is "
-            "compared with every label. Give both the same shape.": spread.mean(),
-        }
-        close = (r for r, v in reasons.items() if torch.isclose(found, v, atol=1e-5))
-        reason = next(close, "That is not binary cross-entropy.")
-        raise Wrong(
-            f"{reason} For logits {x.tolist()} and labels {labels.tolist()} it should "
-            f"be {right:.3f}, yours is {found.item():.3f}. Section 2."
-        )
-
-
-def _one_output_start(logits, labels):
-    """The mean loss of logits (B, 1) for labels (B,): int64, each 0 or 1."""
-    targets = labels.float().unsqueeze(1)  # (B, 1)
-    return nn.functional.cross_entropy(logits, targets)
-
-
-def _one_output(logits, labels):
-    targets = labels.float().unsqueeze(1)
-    return nn.functional.binary_cross_entropy_with_logits(logits, targets)
-
-
-_functional = nn.functional
-
-one_output = Exercise(
-    _check_one_output,
-    start=_one_output_start,
-    hints=[
-        "How many classes are there for cross-entropy in logits of shape (B, 1)?",
-        "For one output, use binary cross-entropy. It takes logits and float targets "
-        "of the same shape.",
-        "nn.functional.binary_cross_entropy_with_logits(logits, targets)",
-    ],
-    solution=_one_output,
-    text="""
-def one_output_loss(logits, labels):
-    targets = labels.float().unsqueeze(1)  # (B, 1), like the logits
-    return nn.functional.binary_cross_entropy_with_logits(logits, targets)
-""",
-    wrong_answers=[
-        (
-            lambda logits, labels: _functional.cross_entropy(
-                logits, 1 - labels.float().unsqueeze(1)
-            ),
-            "0 for every model",
-        ),
-        (
-            lambda logits, labels: _functional.cross_entropy(
-                logits.squeeze(1), labels.float()
-            ),
-            "ONE sample",
-        ),
-        (
-            lambda logits, labels: _functional.binary_cross_entropy_with_logits(
-                logits.sigmoid().squeeze(1), labels.float()
-            ),
-            "applied twice",
-        ),
-        (
-            lambda logits, labels: _functional.binary_cross_entropy_with_logits(
-                logits.squeeze(1), labels.float(), reduction="sum"
-            ),
-            "the sum",
-        ),
-        (
-            lambda logits, labels: _functional.binary_cross_entropy_with_logits(
-                logits.squeeze(1), labels.float(), reduction="none"
-            ),
-            "one number",
-        ),
-        (
-            lambda logits, labels: (
-                -(
-                    labels * _functional.logsigmoid(logits)
-                    + (1 - labels) * _functional.logsigmoid(-logits)
-                ).mean()
-            ),
-            "broadcast",
-        ),
-        (
-            lambda logits, labels: _functional.binary_cross_entropy_with_logits(
-                logits.detach().squeeze(1), labels.float()
-            ),
-            "lost its connection",
-        ),
-        (
-            lambda logits, labels: (logits.squeeze(1) - labels).square().mean(),
-            "not binary cross-entropy",
-        ),
-    ],
-)
-
-
 # -- freeze_body: a frozen body that stays as it is ------------------------------------
 
 
@@ -762,7 +628,7 @@ def for_five_classes(model):
 )
 
 
-# -- keep_best: by validation, and the test once (deeper) ------------------------------
+# -- keep_best: by validation, and the test once ---------------------------------------
 
 _VAL = [0.9, 0.5, 0.7, 0.8]  # the loss after each epoch: the second is the best
 _TEST = [0.5, 0.7, 0.6, 0.9]  # the accuracy of the same weights: the last is the best
@@ -798,43 +664,34 @@ def _check_one_run(keep_best, val, best):
         raise Wrong(
             f"The test data were used {len(tested)} times. What is chosen by the test "
             "data looks better on them than it is: choose by the validation loss, and "
-            "test once, at the end. Core lesson, section 6."
+            "test once, at the end. Section 6."
         )
     if epoch() == len(val) != best:
         raise Wrong(
             f"Epoch {best} had the lowest validation loss, but the model ends with the "
             "weights of the last epoch. Either they were not loaded, or what was kept "
-            "has changed with the model: state_dict() copies no tensor. Core lesson, "
-            "section 4."
+            "has changed with the model: state_dict() copies no tensor. Section 4."
         )
     if epoch() != best:
         raise Wrong(
             f"The validation losses are {val}, so epoch {best} is the best; the model "
             f"ends with the weights of epoch {epoch()}. A loss is better when it is "
-            "lower. Core lesson, section 4."
+            "lower. Section 4."
         )
     if not tested or tested[0] != best:
         raise Wrong(
             f"Test the weights that you kept, of epoch {best}; tested were those of "
-            f"epoch {tested[0] if tested else 'none'}. Load them first. "
-            "Core lesson, section 6."
+            f"epoch {tested[0] if tested else 'none'}. Load them first. Section 6."
         )
     if found != _TEST[best - 1]:
         raise Wrong(
             f"Return the test accuracy of the kept weights, {_TEST[best - 1]}; found "
-            f"{found}. Core lesson, section 6."
+            f"{found}. Section 6."
         )
 
 
 def _keep_best_start(model, train_epoch, val_loss, test_acc, num_epochs):
     """Train, leave the best weights in the model, return their test accuracy."""
-    best, best_acc = None, 0.0
-    for _ in range(num_epochs):
-        train_epoch(model)
-        if test_acc(model) > best_acc:
-            best, best_acc = model.state_dict(), test_acc(model)
-    model.load_state_dict(best)
-    return best_acc
 
 
 def _keep_best(model, train_epoch, val_loss, test_acc, num_epochs):
@@ -897,8 +754,9 @@ keep_best = Exercise(
     _check_keep_best,
     start=_keep_best_start,
     hints=[
-        "There are two faults: what decides, and what is kept.",
-        "Decide by val_loss(model), where lower is better; call test_acc once, after "
+        "Which of the two measures may decide, and which only reports? The loop is "
+        "that of `fit` in section 4.",
+        "Decide by val_loss(model), where lower is better. Call test_acc once, after "
         "the best weights are loaded.",
         "Keep copy.deepcopy(model.state_dict()): the tensors of model.state_dict() "
         "change with the model.",

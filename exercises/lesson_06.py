@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pickle
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from ipyparallel.error import CompositeError
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.functional import cross_entropy
@@ -131,9 +133,16 @@ def _samples(n, seed=1):
 
 
 def _on_ranks(function, waiting):
-    """Each rank's result; a collective that never ends is a wrong answer."""
+    """Each rank's result; a collective that never ends is a wrong answer.
+
+    So is one that meets another one of the other rank: Gloo ends the process.
+    """
     try:
         return run_on_ranks(function)
+    except CompositeError as error:
+        if "died" in str(error):
+            raise Wrong(waiting) from None
+        raise
     except RuntimeError as error:
         if "Timed out" in str(error) or "timeout" in str(error).lower():
             raise Wrong(waiting) from None
@@ -516,10 +525,11 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
         state = {key: value.clone() for key, value in state.items()}
         return state, dataset.asked, printed.getvalue()
 
-    (state_0, asked_0, _), (state_1, asked_1, printed_1) = _on_ranks(
+    (state_0, asked_0, printed_0), (state_1, asked_1, printed_1) = _on_ranks(
         on_each,
-        "A rank waits until the timeout: the ranks do not take the same number of "
-        "steps. Give each the same number of batches. Section 5.",
+        "A rank waits, or is ended: the ranks do not call the same collectives. "
+        "Give each the same number of batches, and keep all_reduce out of any `if` "
+        "that only rank 0 enters. Section 4, the hang.",
     )
     if any(key.startswith("module.") for key in state_0):
         raise Wrong(
@@ -550,21 +560,34 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
         )
 
     def one_process(size):
-        """Train on the ranks' batches, put together, in one process."""
+        """Train on the ranks' batches, put together, in one process.
+
+        Returns the weights, and each epoch's mean loss: rank 0's own and all samples'.
+        """
         model = _net()
         data = _Recorded(n)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        own, everyone = [], []
         for epoch in range(0, len(asked_0), n // 2):
+            losses_0, losses_1 = [], []
             for start in range(epoch, epoch + n // 2, size):
                 mine = slice(start, min(start + size, epoch + n // 2))
                 rows = asked_0[mine] + asked_1[mine]
+                logits = model(data.inputs[rows])
+                losses = cross_entropy(logits, data.labels[rows], reduction="none")
                 optimizer.zero_grad()
-                cross_entropy(model(data.inputs[rows]), data.labels[rows]).backward()
+                losses.mean().backward()
                 optimizer.step()
-        return model.state_dict()
+                half = len(rows) // 2
+                losses_0 += losses[:half].tolist()
+                losses_1 += losses[half:].tolist()
+            own.append(sum(losses_0) / (n // 2))
+            everyone.append(sum(losses_0 + losses_1) / n)
+        return model.state_dict(), own, everyone
 
-    if max_difference(state_0, one_process(batch_size // 2)) > 1e-9:
-        if max_difference(state_0, one_process(batch_size)) < 1e-9:
+    expected, own, everyone = one_process(batch_size // 2)
+    if max_difference(state_0, expected) > 1e-9:
+        if max_difference(state_0, one_process(batch_size)[0]) < 1e-9:
             raise Wrong(
                 f"Each rank takes batches of {batch_size}, so each step uses "
                 f"{2 * batch_size} samples, and an epoch has half as many steps. "
@@ -585,6 +608,29 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
         raise Wrong(
             "Rank 1 prints too, so every line appears once for each process. Print "
             "under `if dist.get_rank() == 0`. Section 5, exercise 1."
+        )
+    numbers = [float(number) for number in re.findall(r"\d+\.\d+", printed_0)]
+
+    def prints(losses):
+        """Whether each is among the numbers, to the two decimals of a short format."""
+        return all(any(abs(x - loss) < 0.006 for x in numbers) for loss in losses)
+
+    if not prints(everyone):
+        case = f"Rank 0 prints {numbers}, and the loss over all data is "
+        case += f"{[round(loss, 3) for loss in everyone]}. "
+        if prints(own):
+            raise Wrong(
+                f"{case}You print rank 0's own loss, which knows half of the data: "
+                "all_reduce it, and divide by the world size. Section 5."
+            )
+        if prints([2 * loss for loss in everyone]):
+            raise Wrong(
+                f"{case}all_reduce gives the sum of the ranks' losses: divide it by "
+                "the world size. Section 5."
+            )
+        raise Wrong(
+            f"{case}Print one line an epoch, with the mean of all ranks' losses. "
+            "Section 5."
         )
 
 
@@ -611,10 +657,11 @@ if __name__ == "__main__":
     torch.save(state, "one.pt")
 """
 MANY = """\
-import gc, os
+import gc
+import os
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # and gc: against a crash on exit
+import torch.distributed.nn  # exit: import it before there is a process group
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -624,21 +671,22 @@ from helpers import data, models, training
 def train(model, dataset, num_epochs, batch_size, lr):
     rank, world_size = dist.get_rank(), dist.get_world_size()
     model = DistributedDataParallel(model)
-    torch.manual_seed(1 + rank)
+    torch.manual_seed(1 + rank)  # another Dropout mask on each rank
     sampler = DistributedSampler(dataset)
     loader = DataLoader(dataset, batch_size // world_size, sampler=sampler)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     for epoch in range(num_epochs):
         sampler.set_epoch(epoch)
         loss, _ = training.train_one_epoch(model, loader, cross_entropy, optimizer)
-        total = torch.tensor(loss)
-        dist.all_reduce(total)
+        mean = torch.tensor(loss) / world_size
+        dist.all_reduce(mean)  # on every rank: not inside the `if`
         if rank == 0:
-            print(f"epoch {epoch}: loss {total.item() / world_size:.3f}")
+            print(f"epoch {epoch}: loss {mean:.3f}")
     return model.module.state_dict()
 
 
 if __name__ == "__main__":
+    # NCCL if there is a GPU for each process, else Gloo on the CPU
     gpus = torch.cuda.device_count() >= int(os.environ["WORLD_SIZE"])
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     device = torch.device("cuda", dist.get_node_local_rank()) if gpus else "cpu"
@@ -647,7 +695,7 @@ if __name__ == "__main__":
     state = train(model, data.load_digits("train"), 4, 100, lr=0.01)
     if dist.get_rank() == 0:
         torch.save(state, "many.pt")
-    gc.collect()
+    gc.collect()  # exit: delete what is left of DDP before the process group
     dist.destroy_process_group()
 """
 
@@ -661,16 +709,20 @@ def _many_without(*pairs):
     return program
 
 
+_ALL_REDUCE = "        dist.all_reduce(mean)  # on every rank: not inside the `if`\n"
+
 many = Exercise(
     _check_many,
     start=ONE,
     hints=[
-        "Six changes: the wrapper, the sampler, the batch size, the epoch, who prints, "
-        "and what you return.",
+        "Seven changes: the wrapper, the sampler, the batch size, the epoch, the loss "
+        "over all ranks, who prints, and what you return.",
         "Pass DistributedSampler(dataset) to the DataLoader as sampler=..., instead "
         "of shuffle=True. Each rank's batch is batch_size // dist.get_world_size().",
         "model = DistributedDataParallel(model); sampler.set_epoch(epoch) at the "
         "start of each epoch; return model.module.state_dict().",
+        "mean = torch.tensor(loss) / dist.get_world_size(), then dist.all_reduce(mean) "
+        "on every rank, and the print under `if dist.get_rank() == 0:`.",
     ],
     solution=MANY,
     text=MANY,
@@ -705,6 +757,25 @@ many = Exercise(
         (_many_without(("def train(", "def train_ddp(")), "define the function train"),
         (_many_without(("model.module.", "model.")), "begin with `module.`"),
         (_many_without(("if rank == 0:", "if True:")), "Rank 1 prints too"),
+        (
+            _many_without(
+                ("(loss) / world_size", "(loss)"),
+                (_ALL_REDUCE, ""),
+            ),
+            "rank 0's own loss",
+        ),
+        (_many_without(("(loss) / world_size", "(loss)")), "the sum of the ranks'"),
+        (_many_without((_ALL_REDUCE, "")), "the mean of all ranks' losses"),
+        (
+            _many_without(
+                (_ALL_REDUCE, ""),
+                (
+                    "if rank == 0:\n",
+                    "if rank == 0:\n            dist.all_reduce(mean)\n",
+                ),
+            ),
+            "keep all_reduce out of any `if`",
+        ),
         (_many_without(("size // world_size", "size // 2 + 1")), "// world_size"),
     ],
 )
