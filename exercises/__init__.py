@@ -51,6 +51,11 @@ def _(message: str) -> str:
     return _catalogue(os.environ.get(VARIABLE, "en")).gettext(message)
 
 
+def N_(message: str) -> str:
+    """Mark a message for the catalogues that `Wrong` gets by another way."""
+    return message
+
+
 @contextmanager
 def speaking(language: str) -> Iterator[None]:
     """Within the block, exercises speak the language ("ko"; "en" is the original)."""
@@ -69,12 +74,13 @@ class Wrong(AssertionError):
 
     Args:
         message: as it stands in the catalogues, with `{}` where values go.
-        values: are put in, as `str.format` does.
+        values: are put in, as `str.format` does; a message among them is translated.
     """
 
     def __init__(self, message: str, *values: Any) -> None:
         self.message = message
-        super().__init__(_(message).format(*values) if values else _(message))
+        spoken = (_(v) if v and isinstance(v, str) else v for v in values)
+        super().__init__(_(message).format(*spoken) if values else _(message))
 
 
 class Solution:

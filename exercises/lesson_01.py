@@ -245,8 +245,9 @@ def _check_output_size(output_size):
     wanted = ["size", "kernel", "stride", "padding"]
     if sorted(names) == sorted(wanted) and names != wanted:
         raise Wrong(
-            f"output_size takes ({', '.join(wanted)}), in this order; yours takes "
-            f"({', '.join(names)})."
+            "output_size takes ({}), in this order; yours takes ({}).",
+            ", ".join(wanted),
+            ", ".join(names),
         )
     found = [output_size(*case) for case in SIZES]
     expected = []
@@ -268,8 +269,11 @@ def _check_output_size(output_size):
     pairs = zip(SIZES, expected, found, strict=True)
     case, side, answer = next(p for p in pairs if p[1] != p[2] or type(p[2]) is not int)
     raise Wrong(
-        f"output_size{case} should be {side}, as in nn.Conv2d; yours returns {answer}. "
-        f"{message} Section 2."
+        "output_size{} should be {}, as in nn.Conv2d; yours returns {}. {} Section 2.",
+        case,
+        side,
+        answer,
+        message,
     )
 
 
@@ -333,8 +337,8 @@ def _check_make_net(make_net):
     net, given = make_net(), _start_make_net()
     if not isinstance(net, nn.Sequential):
         raise Wrong(
-            "make_net() should return the nn.Sequential, not "
-            f"{type(net).__name__}. Section 5."
+            "make_net() should return the nn.Sequential, not {}. Section 5.",
+            type(net).__name__,
         )
     kinds = [type(layer).__name__ for layer in net]
     if kinds[-1:] == ["LazyLinear"]:
@@ -344,9 +348,9 @@ def _check_make_net(make_net):
         )
     if kinds != [type(layer).__name__ for layer in given]:
         raise Wrong(
-            "It should have the same layers: Conv2d, MaxPool2d, Flatten, Linear. Yours "
-            f"has {', '.join(kinds)}. Only the Linear layer is wrong. "
-            "Section 5."
+            "It should have the same layers: Conv2d, MaxPool2d, Flatten, Linear. "
+            "Yours has {}. Only the Linear layer is wrong. Section 5.",
+            ", ".join(kinds),
         )
     image = torch.zeros(2, 1, 28, 28)
     for old, new in zip(given[:3], net, strict=False):
@@ -356,25 +360,32 @@ def _check_make_net(make_net):
             if isinstance(old, nn.Flatten):
                 why = "The batch must stay a dimension of its own"
             raise Wrong(
-                f"You changed {old} to {new}. {why}, so leave it as it was, and change "
-                "the Linear layer to fit what it receives. Section 5."
+                "You changed {} to {}. {}, so leave it as it was, and change the "
+                "Linear layer to fit what it receives. Section 5.",
+                old,
+                new,
+                why,
             )
     arrives, linear = image.shape[1], net[3]
     if linear.in_features == given[3].in_features:
         raise Wrong(
-            f"Your Linear layer still takes {linear.in_features} numbers, 8 channels "
-            "of 7 x 7. Which side do the convolution and the pooling give? Section 2."
+            "Your Linear layer still takes {} numbers, 8 channels of 7 x 7. Which "
+            "side do the convolution and the pooling give? Section 2.",
+            linear.in_features,
         )
     if linear.in_features != arrives:
         raise Wrong(
-            f"Your Linear layer takes {linear.in_features} numbers, but receives "
-            f"{arrives} for each image: 8 channels of 6 x 6. {_size_hint(linear)}"
-            " Sections 2 and 5."
+            "Your Linear layer takes {} numbers, but receives {} for each image: 8 "
+            "channels of 6 x 6. {} Sections 2 and 5.",
+            linear.in_features,
+            arrives,
+            _size_hint(linear),
         )
     if linear.out_features != 10:
         raise Wrong(
-            f"There are ten classes, so the last layer has 10 outputs, not "
-            f"{linear.out_features}. Only its inputs were wrong. Section 5."
+            "There are ten classes, so the last layer has 10 outputs, not {}. Only "
+            "its inputs were wrong. Section 5.",
+            linear.out_features,
         )
     if linear.bias is None:
         raise Wrong("The Linear layer had a bias: change its inputs only. Section 5.")
@@ -514,8 +525,10 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
     except Exception as error:
         if isinstance(last, _Fails) and isinstance(error.__context__, last.error):
             raise Wrong(
-                f"The model raised {last.error.__name__}, but the caller saw another "
-                f"error, {error!r}. Let the model's own error through. Section 5."
+                "The model raised {}, but the caller saw another error, {!r}. Let "
+                "the model's own error through. Section 5.",
+                last.error.__name__,
+                error,
             ) from error
         raise
     after = _hooks(model)
@@ -540,7 +553,11 @@ def _try_hooks(run_with_hooks, last: nn.Module, when: str) -> list[str]:
         )
     left = sum(map(len, after)) - sum(map(len, before))
     if left:
-        raise Wrong(f"{left} of your hooks are still on the model {when} Section 5.")
+        raise Wrong(
+            "{} of your hooks are still on the model {} Section 5.",
+            left,
+            when,
+        )
     if isinstance(last, _Fails) and raised is None:
         raise Wrong(
             "The model raised an error, but your function swallowed it. The caller "
@@ -565,15 +582,18 @@ def _check_run_with_hooks(run_with_hooks):
             why = "Run the model once, with one hook on each leaf."
         raise Wrong(
             "The hook should be called for the leaves Linear, ReLU, Linear, in this "
-            f"order. It was called for {seen}. {why} Section 3."
+            "order. It was called for {}. {} Section 3.",
+            seen,
+            why,
         )
     seen, leaf = [], nn.Linear(3, 4)
     run_with_hooks(leaf, torch.zeros(2, 3), lambda layer, *_: seen.append(layer))
     if seen != [leaf]:
         raise Wrong(
-            "A model can be a single leaf, nn.Linear for example. Its hook was called "
-            f"{len(seen)} times, not once: call model(x), since model.forward(x) skips "
-            "the model's own hooks. Section 3."
+            "A model can be a single leaf, nn.Linear for example. Its hook was "
+            "called {} times, not once: call model(x), since model.forward(x) skips "
+            "the model's own hooks. Section 3.",
+            len(seen),
         )
     _try_hooks(
         run_with_hooks,
@@ -824,7 +844,8 @@ def _check_mini_summary(mini_summary):
         if "size of tensor" in str(error) or "value of Tensor" in str(error):
             raise Wrong(
                 "`p in some_list` compares the *values* of the tensors, which fails "
-                f"here: {error}. Keep the parameters in a set: it compares identity."
+                "here: {}. Keep the parameters in a set: it compares identity.",
+                error,
             ) from error
         raise
     try:
@@ -836,12 +857,14 @@ def _check_mini_summary(mini_summary):
     except (AssertionError, TypeError, ValueError) as error:
         raise Wrong(
             "mini_summary should return a list of (name, output shape, parameters), "
-            f"not {rows!r}. Section 3."
+            "not {!r}. Section 3.",
+            rows,
         ) from error
     if any(isinstance(shape, str) for _, shape, _ in rows):
         raise Wrong(
-            f"The output shape should be a tuple or a torch.Size, not text: "
-            f"{rows[0][1]!r}. Section 3."
+            "The output shape should be a tuple or a torch.Size, not text: {!r}. "
+            "Section 3.",
+            rows[0][1],
         )
     if _modes(model) != modes:
         raise Wrong(
@@ -874,7 +897,10 @@ def _check_mini_summary(mini_summary):
         else:
             why = "model.named_modules() gives all modules with their names."
         raise Wrong(
-            f"The names should be {expected}; yours are {names}. {why} Section 3."
+            "The names should be {}; yours are {}. {} Section 3.",
+            expected,
+            names,
+            why,
         )
     for found, wanted in zip(rows, NESTED_ROWS, strict=True):
         if found == wanted:
@@ -905,7 +931,12 @@ def _check_mini_summary(mini_summary):
                 "No earlier row has counted its parameters. Compare identity (a set "
                 "of tensors), not shapes."
             )
-        raise Wrong(f"Expected the row {wanted}, found {found}. {why} Section 4.")
+        raise Wrong(
+            "Expected the row {}, found {}. {} Section 4.",
+            wanted,
+            found,
+            why,
+        )
     crashing = nn.Sequential(nn.Linear(6, 8), _Fails(_Failed))
     try:
         mini_summary(crashing, torch.zeros(2, 6))
@@ -924,9 +955,10 @@ def _check_mini_summary(mini_summary):
     rows = mini_summary(nn.Linear(6, 8), torch.zeros(2, 6))
     if len(rows) != 1:
         raise Wrong(
-            "A model can be a single leaf, nn.Linear(6, 8) for example. Your table has "
-            f"{len(rows)} rows for it, not one: call model(x), since model.forward(x) "
-            "skips the model's own hooks."
+            "A model can be a single leaf, nn.Linear(6, 8) for example. Your table "
+            "has {} rows for it, not one: call model(x), since model.forward(x) "
+            "skips the model's own hooks.",
+            len(rows),
         )
 
 
@@ -1140,15 +1172,24 @@ COUNT_MISTAKES = {  # by how much the total is wrong
 def _check_count_parameters(count_parameters):
     answer, expected = count_parameters(_Odd()), (70, 27)
     if not isinstance(answer, tuple | list) or len(answer) != 2:
-        raise Wrong(f"Return (total, trainable), two numbers, not {answer}.")
+        raise Wrong(
+            "Return (total, trainable), two numbers, not {}.",
+            answer,
+        )
     if not all(type(number) is int for number in answer):
-        raise Wrong(f"Return two ints, (total, trainable), not {answer}.")
+        raise Wrong(
+            "Return two ints, (total, trainable), not {}.",
+            answer,
+        )
     total, trainable = answer
     if (total, trainable) == expected:
         small = count_parameters(nn.Linear(3, 2))
         if tuple(small) == (8, 8):
             return
-        raise Wrong(f"nn.Linear(3, 2) has 3 * 2 + 2 = 8 parameters; you find {small}.")
+        raise Wrong(
+            "nn.Linear(3, 2) has 3 * 2 + 2 = 8 parameters; you find {}.",
+            small,
+        )
     if (trainable, total) == expected:
         why = "Return the total first."
     elif total != expected[0]:
@@ -1163,7 +1204,10 @@ def _check_count_parameters(count_parameters):
     else:
         why = "Each has its own requires_grad: a frozen weight's bias can still learn."
     raise Wrong(
-        f"Expected (total, trainable) {expected}, found {answer}. {why} Section 2."
+        "Expected (total, trainable) {}, found {}. {} Section 2.",
+        expected,
+        answer,
+        why,
     )
 
 

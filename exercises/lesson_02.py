@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from exercises import Exercise, Wrong, define
+from exercises import N_, Exercise, Wrong, define
 from helpers.compare import max_difference
 from helpers.models import SmallCNN
 
@@ -104,7 +104,10 @@ def _check_registered(make: Callable[[], nn.Module]) -> None:
         raise Wrong("This is a model. Pass the class itself: check(Net).")
     model = make()
     if not isinstance(model, nn.Module):
-        raise Wrong(f"Calling it gave a {type(model).__name__}, not an nn.Module.")
+        raise Wrong(
+            "Calling it gave a {}, not an nn.Module.",
+            type(model).__name__,
+        )
     keys, trained = list(model.state_dict()), dict(model.named_parameters())
     if "mean" in trained:
         raise Wrong(
@@ -120,29 +123,35 @@ def _check_registered(make: Callable[[], nn.Module]) -> None:
     if "mean" not in keys:
         raise Wrong(
             "mean is not in the state_dict: a plain tensor attribute is not "
-            f"registered. Keys found: {keys}. Section 2."
+            "registered. Keys found: {}. Section 2.",
+            keys,
         )
     if len(trained) != 4:
         raise Wrong(
             "Expected the weights and biases of two Linear layers among the "
-            f"parameters, found {list(trained)}. Layers in a plain list or dict are "
-            "invisible to PyTorch. Section 2."
+            "parameters, found {}. Layers in a plain list or dict are invisible to "
+            "PyTorch. Section 2.",
+            list(trained),
         )
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     expected = {k: v.shape for k, v in _Registered().state_dict().items()}
     if shapes != expected:
         raise Wrong(
             "Keep the names and the shapes, because other code and existing files "
-            f"rely on them. Expected {list(expected)} and a mean of shape (4,), "
-            f"found {keys} and {tuple(shapes['mean'])}. Section 1."
+            "rely on them. Expected {} and a mean of shape (4,), found {} and {}. "
+            "Section 1.",
+            list(expected),
+            keys,
+            tuple(shapes["mean"]),
         )
     loss = model(torch.rand(3, 4)).sum()
     if loss.requires_grad:
         loss.backward()
     if idle := [name for name, p in model.named_parameters() if p.grad is None]:
         raise Wrong(
-            f"{idle} got no gradient from backward(), so no optimizer can train them. "
-            "Is requires_grad off, or does forward run under torch.no_grad()?"
+            "{} got no gradient from backward(), so no optimizer can train them. Is "
+            "requires_grad off, or does forward run under torch.no_grad()?",
+            idle,
         )
     for tensor in model.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape))
@@ -309,8 +318,9 @@ def _check_failure(safe_load: Callable, case: str, state: State) -> None:
         safe_load(model, state)
     except AssertionError as error:
         raise Wrong(
-            f"A state {case} is refused by an assertion. `python -O` leaves "
-            "assertions out, so raise an exception yourself. Section 4."
+            "A state {} is refused by an assertion. `python -O` leaves assertions "
+            "out, so raise an exception yourself. Section 4.",
+            case,
         ) from error
     except (NameError, TypeError, AttributeError):
         raise  # a slip in the learner's code
@@ -320,8 +330,9 @@ def _check_failure(safe_load: Callable, case: str, state: State) -> None:
     changed = [k for k, v in after.items() if not torch.equal(v, before[k])]
     if changed and not raised:
         raise Wrong(
-            f"A state {case} was loaded in part, without an error. Did you pass "
-            "strict=False, or catch the error and not raise it again? Section 4."
+            "A state {} was loaded in part, without an error. Did you pass "
+            "strict=False, or catch the error and not raise it again? Section 4.",
+            case,
         )
     if changed:
         parameters = dict(model.named_parameters())
@@ -343,13 +354,17 @@ def _check_failure(safe_load: Callable, case: str, state: State) -> None:
                 "state_dict. Section 2."
             )
         raise Wrong(
-            f"After a failed load of a state {case}, {changed[0]} has changed. {reason}"
+            "After a failed load of a state {}, {} has changed. {}",
+            case,
+            changed[0],
+            reason,
         )
     _same_parameters(objects, model)
     if not raised:
         raise Wrong(
-            f"A state {case} raised no error, so the caller assumes that the weights "
-            "are loaded. Raise an error. Section 4."
+            "A state {} raised no error, so the caller assumes that the weights are "
+            "loaded. Raise an error. Section 4.",
+            case,
         )
 
 
@@ -563,24 +578,37 @@ def _check_backbone_of(backbone_of: Callable[[State], State]) -> None:
         backbone = backbone_of(state)
         if list(state) != list(given):
             raise Wrong(
-                f"You changed the dictionary that was passed in ({case}): it now "
-                f"holds {list(state)}. Build a new one and return it. Section 5."
+                "You changed the dictionary that was passed in ({}): it now holds "
+                "{}. Build a new one and return it. Section 5.",
+                case,
+                list(state),
             )
         if not isinstance(backbone, dict):
-            raise Wrong(f"Expected a dictionary, got a {type(backbone).__name__}.")
+            raise Wrong(
+                "Expected a dictionary, got a {}.",
+                type(backbone).__name__,
+            )
         expected = {new: given[key] for key, new in keys.items() if new is not None}
         if list(backbone) != list(expected):
             raise Wrong(
-                f"{case}: from {list(keys)} expected {list(expected)}, got "
-                f"{list(backbone)}. {_reason(case)} Section 5."
+                "{}: from {} expected {}, got {}. {} Section 5.",
+                case,
+                list(keys),
+                list(expected),
+                list(backbone),
+                _reason(case),
             )
         for new, tensor in expected.items():
             if not torch.equal(backbone[new], tensor):
-                raise Wrong(f"{new} does not hold the values that the file has for it.")
+                raise Wrong(
+                    "{} does not hold the values that the file has for it.",
+                    new,
+                )
             if backbone[new].data_ptr() != tensor.data_ptr():
                 raise Wrong(
-                    f"{new} is a copy. Only the keys change: put the same tensors "
-                    "into the new dictionary, which takes no memory."
+                    "{} is a copy. Only the keys change: put the same tensors into "
+                    "the new dictionary, which takes no memory.",
+                    new,
                 )
 
 
@@ -800,14 +828,17 @@ def _check_twin_optimizer(
         old, new = (o.param_groups[0].get(name) for o in (optimizer, twin_optimizer))
         if old != new:
             raise Wrong(
-                f"The copy's optimizer has another {name}: {new} instead of {old}. "
-                "load_state_dict restores the settings, too. Section 6."
+                "The copy's optimizer has another {}: {} instead of {}. "
+                "load_state_dict restores the settings, too. Section 6.",
+                name,
+                new,
+                old,
             )
 
 
-_BY_ORDER = (
-    "A parameter of the copy has the averages of another one: the state is matched by "
-    "order. Pass the parameters in the original's order. Section 7."
+_BY_ORDER = N_(
+    "A parameter of the copy has the averages of another one: the state is "
+    "matched by order. Pass the parameters in the original's order. Section 7."
 )
 
 
@@ -907,9 +938,10 @@ def _check_average(average: Callable[[State, State], State]) -> None:
         for name, state, before in zip(("a", "b"), states, kept, strict=True):
             if list(state) != list(before) or max_difference(state, before) > 0:
                 raise Wrong(
-                    f"You changed {name}: you average in place (+=, add_, mul_ or "
-                    "copy_), or write into the dictionary that was passed in, and so "
-                    "into the model itself. Section 3 of lesson 02."
+                    "You changed {}: you average in place (+=, add_, mul_ or "
+                    "copy_), or write into the dictionary that was passed in, and "
+                    "so into the model itself. Section 3 of lesson 02.",
+                    name,
                 )
         _check_mean(mean, *states)
 
@@ -917,31 +949,43 @@ def _check_average(average: Callable[[State, State], State]) -> None:
 def _check_mean(mean: State, a: State, b: State) -> None:
     if not isinstance(mean, dict) or set(mean) != set(a):
         found = list(mean)[:3] if isinstance(mean, dict) else type(mean).__name__
-        raise Wrong(f"Expected a dictionary with all keys of a, got {found} ...")
+        raise Wrong(
+            "Expected a dictionary with all keys of a, got {} ...",
+            found,
+        )
     for key, value in mean.items():
         if not a[key].is_floating_point():
             if not isinstance(value, torch.Tensor):
                 raise Wrong(
-                    f"{key} is a {type(value).__name__}. A state dict holds tensors."
+                    "{} is a {}. A state dict holds tensors.",
+                    key,
+                    type(value).__name__,
                 )
             if value.dtype != torch.int64 or value != torch.maximum(a[key], b[key]):
                 raise Wrong(
-                    f"{key} is a count of batches, {a[key].item()} in a and "
-                    f"{b[key].item()} in b. Expected the larger of the two as int64, "
-                    f"got {value.item()} as {value.dtype}. Section 2."
+                    "{} is a count of batches, {} in a and {} in b. Expected the "
+                    "larger of the two as int64, got {} as {}. Section 2.",
+                    key,
+                    a[key].item(),
+                    b[key].item(),
+                    value.item(),
+                    value.dtype,
                 )
         elif not torch.allclose(value, (a[key] + b[key]) / 2):
             kind = "A buffer" if "running" in key else "A parameter"
             raise Wrong(
-                f"{key} is not the mean of a's and b's values. {kind} that is a "
-                "floating-point number is averaged. Section 3."
+                "{} is not the mean of a's and b's values. {} that is a "
+                "floating-point number is averaged. Section 3.",
+                key,
+                kind,
             )
     own = {t.data_ptr() for state in (a, b) for t in state.values()}
     shared = [key for key, value in mean.items() if value.data_ptr() in own]
     if shared:
         raise Wrong(
-            f"{shared[0]} of the average shares its memory with a model: training that "
-            "model would change the average. Section 3 of lesson 02."
+            "{} of the average shares its memory with a model: training that model "
+            "would change the average. Section 3 of lesson 02.",
+            shared[0],
         )
     SmallCNN().load_state_dict(mean)
 
@@ -1041,11 +1085,15 @@ def _check_prepare(prepare: Callable[[State], tuple[nn.Module, object]]) -> None
             "had then. Section 5."
         )
     if left:
-        raise Wrong(f"The optimizer does not hold these parameters: {left}.")
+        raise Wrong(
+            "The optimizer does not hold these parameters: {}.",
+            left,
+        )
     if copied:
         raise Wrong(
-            f"It trains, but {copied[0]} is a copy of the state's tensor, so the "
-            "weights take memory twice. Use the same tensors: assign=True. Section 5."
+            "It trains, but {} is a copy of the state's tensor, so the weights take "
+            "memory twice. Use the same tensors: assign=True. Section 5.",
+            copied[0],
         )
     if drawn:
         raise Wrong(

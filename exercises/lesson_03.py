@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from exercises import Exercise, Wrong, choice, define
+from exercises import N_, Exercise, Wrong, choice, define
 from helpers.compare import max_difference
 
 
@@ -183,9 +183,10 @@ def _runs_code(read: Callable[[Path], Any], content: Mapping[str, Any]) -> bool:
     return bool(_calls)
 
 
-RUNS_CODE = (
-    "Your function ran code that was hidden in the file. weights_only=False lets a "
-    "pickle call any function. Keep the default, weights_only=True. Section 5."
+RUNS_CODE = N_(
+    "Your function ran code that was hidden in the file. weights_only=False "
+    "lets a pickle call any function. Keep the default, weights_only=True. "
+    "Section 5."
 )
 
 
@@ -210,8 +211,10 @@ def _explained(*known: tuple[str, str]) -> Iterator[None]:
 
 NO_DEVICE = (
     "deserialize object on",
-    "The file was saved on a GPU that is not here, and torch.load tried to put the "
-    'tensors back on it. Put them on the CPU: map_location="cpu". Section 3.',
+    N_(
+        "The file was saved on a GPU that is not here, and torch.load tried to put "
+        'the tensors back on it. Put them on the CPU: map_location="cpu". Section 3.'
+    ),
 )
 
 
@@ -259,7 +262,8 @@ def _check_load_model(load_model: Callable[[Path], nn.Module]) -> None:
                 )
             if not _is_digits_net(model):
                 raise Wrong(
-                    f"Expected a DigitsNet, found {type(model).__name__}. Section 1."
+                    "Expected a DigitsNet, found {}. Section 1.",
+                    type(model).__name__,
                 )
             if any(module.training for module in model.modules()):
                 raise Wrong(
@@ -361,9 +365,10 @@ def _refusal(read: Callable[[Path], Any], path: Path) -> None:
             ) from error
         if "statedict" not in advice.lower().replace("_", "").replace(" ", ""):
             raise Wrong(
-                f"The file is refused, but {advice!r} does not name what this "
-                "function can load. Say what to send instead: the model's "
-                "state_dict, saved with torch.save. Section 5."
+                "The file is refused, but {!r} does not name what this function can "
+                "load. Say what to send instead: the model's state_dict, saved with "
+                "torch.save. Section 5.",
+                advice,
             ) from error
     except pickle.UnpicklingError as error:
         raise Wrong(
@@ -372,9 +377,9 @@ def _refusal(read: Callable[[Path], Any], path: Path) -> None:
         ) from error
     else:
         raise Wrong(
-            f"For a file that PyTorch refuses, your function returned "
-            f"{type(got).__name__}, and the caller would go on with that. Raise a "
-            "ValueError. Section 5."
+            "For a file that PyTorch refuses, your function returned {}, and the "
+            "caller would go on with that. Raise a ValueError. Section 5.",
+            type(got).__name__,
         )
 
 
@@ -525,7 +530,7 @@ class _Watch:
     def __init__(self, path: Path) -> None:
         self.path, self.old = path, path.read_bytes()
         self.synced: dict[int, int] = {}  # inode -> size when it was forced to disk
-        self.renames: list[str] = []  # what was wrong with each, or ""
+        self.renames: list[Wrong | None] = []  # what was wrong with each
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -551,36 +556,39 @@ class _Watch:
         ):
             yield
 
-    def _fault(self, source: Path) -> str:
+    def _fault(self, source: Path) -> Wrong | None:
         """What does not hold at the moment when `source` gets the target's name."""
         status = source.stat()
         size_then = self.synced.get(status.st_ino)
         if source.parent != self.path.parent:
-            return (
-                f"The temporary file is in another folder ({source.parent.name}). "
+            return Wrong(
+                "The temporary file is in another folder ({}). "
                 "Moving a file to another disk copies it, and a copy can stop halfway. "
-                "Write it to the target's folder, path.parent. Section 7."
+                "Write it to the target's folder, path.parent. Section 7.",
+                source.parent.name,
             )
         if not self.path.exists() or self.path.read_bytes() != self.old:
-            return (
+            return Wrong(
                 "At the moment of the rename, the old file was gone. A process that is "
                 "killed at this point leaves no file at all. Don't delete the old "
                 "file: os.replace replaces it in one step. Section 7."
             )
         if size_then is None:
-            return (
+            return Wrong(
                 "The file is renamed before it is on the disk: without os.fsync, its "
                 "content may exist only in memory, and a power failure can leave an "
                 "empty file. Call os.fsync(...), by this name, before os.replace. "
                 "Section 7."
             )
         if size_then != status.st_size:
-            return (
-                f"When os.fsync ran, the file had {size_then:,} bytes; at the rename "
-                f"it has {status.st_size:,}. The rest may exist only in memory: call "
-                "torch.save and file.flush() first, then os.fsync. Section 7."
+            return Wrong(
+                "When os.fsync ran, the file had {:,} bytes; at the rename "
+                "it has {:,}. The rest may exist only in memory: call "
+                "torch.save and file.flush() first, then os.fsync. Section 7.",
+                size_then,
+                status.st_size,
             )
-        return ""
+        return None
 
 
 def _check_safe_save(safe_save: Callable[[Any, Path], None]) -> None:
@@ -597,7 +605,7 @@ def _check_safe_save(safe_save: Callable[[Any, Path], None]) -> None:
                 "After the save, model.pt does not contain the new state. Section 7."
             )
         if any(watch.renames):
-            raise Wrong(next(filter(None, watch.renames)))
+            raise next(filter(None, watch.renames))
         if not watch.renames:
             raise Wrong(
                 "The new file did not get its name by a rename. A copy takes time and "
@@ -606,8 +614,8 @@ def _check_safe_save(safe_save: Callable[[Any, Path], None]) -> None:
             )
         if extra := sorted(f.name for f in folder.iterdir() if f != path):
             raise Wrong(
-                f"A successful save left other files behind: {', '.join(extra)}. "
-                "Section 7."
+                "A successful save left other files behind: {}. Section 7.",
+                ", ".join(extra),
             )
         _check_first_save(safe_save, folder.absolute() / "first.pt", new)
         _check_interrupted_save(safe_save, path)
@@ -649,9 +657,10 @@ def _check_interrupted_save(safe_save: Callable[[Any, Path], None], path: Path) 
         )
     if extra := sorted(f.name for f in set(path.parent.iterdir()) - files):
         raise Wrong(
-            f"An interrupted save left {', '.join(extra)} behind. The stop button "
-            "raises KeyboardInterrupt, which is not an Exception: catch BaseException. "
-            "Section 7."
+            "An interrupted save left {} behind. The stop button raises "
+            "KeyboardInterrupt, which is not an Exception: catch BaseException. "
+            "Section 7.",
+            ", ".join(extra),
         )
 
 
@@ -665,9 +674,10 @@ def _check_failing_save(safe_save: Callable[[Any, Path], None], path: Path) -> N
     except Exception as error:
         if isinstance(error.__context__, pickle.PicklingError | AttributeError):
             raise Wrong(
-                f"A save failed, and the caller got {type(error).__name__} instead of "
-                "the original error. After the clean-up, re-raise it: a bare `raise` "
-                "in the except block. Section 7."
+                "A save failed, and the caller got {} instead of the original "
+                "error. After the clean-up, re-raise it: a bare `raise` in the "
+                "except block. Section 7.",
+                type(error).__name__,
             ) from error
         raise
     else:
@@ -685,9 +695,9 @@ def _check_failing_save(safe_save: Callable[[Any, Path], None], path: Path) -> N
         )
     if extra := sorted(f.name for f in path.parent.iterdir() if f != path):
         raise Wrong(
-            f"A failed save left {', '.join(extra)} behind. On Drive, such files "
-            "use up your storage. Delete the temporary file when the save fails. "
-            "Section 7."
+            "A failed save left {} behind. On Drive, such files use up your "
+            "storage. Delete the temporary file when the save fails. Section 7.",
+            ", ".join(extra),
         )
 
 
@@ -859,19 +869,25 @@ def _check_predict(predict: Callable[[Path, torch.Tensor], list[str]]) -> None:
                     NO_DEVICE,
                     (
                         "size mismatch",
-                        "The number of classes is in the file: build the model with "
-                        'saved["num_classes"]. Section 4.',
+                        N_(
+                            "The number of classes is in the file: build the model "
+                            'with saved["num_classes"]. Section 4.'
+                        ),
                     ),
                     (
                         'state_dict: "num_classes"',
-                        "The file contains more than the weights: load only "
-                        'saved["model_state_dict"]. Section 4.',
+                        N_(
+                            "The file contains more than the weights: load only "
+                            'saved["model_state_dict"]. Section 4.'
+                        ),
                     ),
                     (
                         "list index out of range",
-                        "A number is too large for the list of names. argmax(0) "
-                        "compares the images with each other; argmax(1) returns one "
-                        "class for each image. Section 4.",
+                        N_(
+                            "A number is too large for the list of names. argmax(0) "
+                            "compares the images with each other; argmax(1) returns "
+                            "one class for each image. Section 4."
+                        ),
                     ),
                 ):
                     passed = images.clone()
@@ -919,18 +935,24 @@ def _judge_predictions(
         return
     if not isinstance(got, list) or len(got) != len(right):
         raise Wrong(
-            f"Expected a list with one name for each of the {len(right)} images, found "
-            f"{got!r}. argmax(1) returns one class for each image. Return a list even "
-            "for a single image. Section 4."
+            "Expected a list with one name for each of the {} images, found {!r}. "
+            "argmax(1) returns one class for each image. Return a list even for a "
+            "single image. Section 4.",
+            len(right),
+            got,
         )
     if not all(isinstance(name, str) for name in got):
         raise Wrong(
-            f"Expected names such as {right[0]!r}, found {got[0]!r}: look the number "
-            'of the class up in saved["class_names"]. Section 4.'
+            "Expected names such as {!r}, found {!r}: look the number of the class "
+            'up in saved["class_names"]. Section 4.',
+            right[0],
+            got[0],
         )
     raise Wrong(
-        f"Expected {right[:4]}, found {got[:4]}. Output number i belongs to "
-        'saved["class_names"][i]: keep the order of the file. Section 4.'
+        'Expected {}, found {}. Output number i belongs to saved["class_names"][i]: '
+        "keep the order of the file. Section 4.",
+        right[:4],
+        got[:4],
     )
 
 
@@ -1055,27 +1077,31 @@ def _damaged_files(path: Path) -> Iterator[tuple[str, str]]:
     flipped[good.index(weights) + 3] ^= 64
     path.write_bytes(flipped)
     yield (
-        "one bit of its weights is flipped",
-        "torch.load does not check the checksums; ZipFile.testzip() does, but you "
-        "have to look at what it returns. Section 3.",
+        N_("one bit of its weights is flipped"),
+        N_(
+            "torch.load does not check the checksums; ZipFile.testzip() does, but you "
+            "have to look at what it returns. Section 3."
+        ),
     )
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in records.items():
             if content != weights:
                 archive.writestr(name, content)
     yield (
-        "one of its records is missing",
-        "testzip() checks only the records that are there. torch.load notices a "
-        "missing record: call both. Section 3.",
+        N_("one of its records is missing"),
+        N_(
+            "testzip() checks only the records that are there. torch.load notices a "
+            "missing record: call both. Section 3."
+        ),
     )
     for what, content in {
-        "its second half is missing": good[: len(good) // 2],
-        "its last ten bytes are missing": good[:-10],
-        "it is empty": b"",
-        "it is a web page, as a failed download leaves it": b"<html>Sorry</html>",
+        N_("its second half is missing"): good[: len(good) // 2],
+        N_("its last ten bytes are missing"): good[:-10],
+        N_("it is empty"): b"",
+        N_("it is a web page, as a failed download leaves it"): b"<html>Sorry</html>",
     }.items():
         path.write_bytes(content)
-        yield what, "Turn every error of the two checks into ValueError. Section 3."
+        yield what, N_("Turn every error of the two checks into ValueError. Section 3.")
 
 
 def _check_load_verified(load_verified: Callable[[Path], Any]) -> None:
@@ -1090,7 +1116,7 @@ def _check_load_verified(load_verified: Callable[[Path], Any]) -> None:
         for what, advice in _damaged_files(path):
             _must_be_refused(load_verified, path, what, advice)
     if _runs_code(load_verified, state):
-        raise Wrong(RUNS_CODE.replace("Section 5", "Lesson 03, section 5"))
+        raise Wrong("Lesson 03: {}", RUNS_CODE)
 
 
 def _must_be_refused(
@@ -1101,8 +1127,9 @@ def _must_be_refused(
     except ValueError as error:
         if path.name not in str(error):
             raise Wrong(
-                f"The damaged file was refused with {str(error)!r}. Name the file in "
-                "the message: a user may load many files."
+                "The damaged file was refused with {!r}. Name the file in the "
+                "message: a user may load many files.",
+                str(error),
             ) from error
     except (
         RuntimeError,
@@ -1112,12 +1139,17 @@ def _must_be_refused(
         zipfile.BadZipFile,
     ) as error:
         raise Wrong(
-            f"The file is damaged ({what}), and the caller got {type(error).__name__}. "
-            "Damage raises many kinds of exceptions: turn all of them into ValueError. "
-            "Section 3."
+            "The file is damaged ({}), and the caller got {}. Damage raises many "
+            "kinds of exceptions: turn all of them into ValueError. Section 3.",
+            what,
+            type(error).__name__,
         ) from error
     else:
-        raise Wrong(f"Your function accepted a damaged file: {what}. {advice}")
+        raise Wrong(
+            "Your function accepted a damaged file: {}. {}",
+            what,
+            advice,
+        )
 
 
 def _start_load_verified(path): ...
@@ -1220,14 +1252,19 @@ def _check_slim(slim: Callable[[dict], dict]) -> None:
     if any(tensor.untyped_storage().nbytes() < 1_000_000 for tensor in state.values()):
         raise Wrong("The state that was passed in was changed. Build a new dict.")
     if not isinstance(slimmed, dict) or slimmed.keys() != before.keys():
-        raise Wrong(f"Expected a dict with the keys {list(before)}.")
+        raise Wrong(
+            "Expected a dict with the keys {}.",
+            list(before),
+        )
     for name, tensor in before.items():
         if not torch.equal(slimmed[name], tensor):
             raise Wrong(
-                f"{name!r} should be {tuple(tensor.shape)} with its old values, found "
-                f"{tuple(slimmed[name].shape)}. Several views can start at the same "
-                "address: data_ptr() alone does not distinguish them. Compare shape "
-                "and stride() too. Section 2."
+                "{!r} should be {} with its old values, found {}. Several views can "
+                "start at the same address: data_ptr() alone does not distinguish "
+                "them. Compare shape and stride() too. Section 2.",
+                name,
+                tuple(tensor.shape),
+                tuple(slimmed[name].shape),
             )
     with _folder() as folder:
         torch.save(slimmed, folder / "slim.pt")
@@ -1235,9 +1272,10 @@ def _check_slim(slim: Callable[[dict], dict]) -> None:
         again = torch.load(folder / "slim.pt")
     if size > 10_000:
         raise Wrong(
-            f"The file has {size:,} bytes for 132 numbers: some tensor is still a view "
+            "The file has {:,} bytes for 132 numbers: some tensor is still a view "
             "of the large block. clone() makes a copy with its own storage; "
-            "contiguous() and deepcopy() may keep the large one. Section 2."
+            "contiguous() and deepcopy() may keep the large one. Section 2.",
+            size,
         )
     if again["tied"].data_ptr() != again["matrix"].data_ptr():
         raise Wrong(
@@ -1329,7 +1367,10 @@ def _check_load_fast(load_fast: Callable[[Path], nn.Module]) -> None:
         with _explained(NO_DEVICE), _Work() as work:
             model = load_fast(path)
         if not _is_digits_net(model):
-            raise Wrong(f"Expected a DigitsNet, found {type(model).__name__}.")
+            raise Wrong(
+                "Expected a DigitsNet, found {}.",
+                type(model).__name__,
+            )
         state = model.state_dict()
         if any(tensor.is_meta for tensor in state.values()):
             raise Wrong(
@@ -1341,13 +1382,15 @@ def _check_load_fast(load_fast: Callable[[Path], nn.Module]) -> None:
             raise Wrong("The model's weights are not those in the file. Section 2.")
         if work.drawn:
             raise Wrong(
-                f"{work.drawn:,} random numbers were drawn, and then overwritten by "
-                'the file\'s. Build the model under torch.device("meta"). Section 2.'
+                "{:,} random numbers were drawn, and then overwritten by the "
+                'file\'s. Build the model under torch.device("meta"). Section 2.',
+                work.drawn,
             )
         if work.copied:
             raise Wrong(
-                f"{work.copied:,} numbers were copied. load_state_dict(..., "
-                "assign=True) takes the file's tensors as they are. Section 2."
+                "{:,} numbers were copied. load_state_dict(..., assign=True) takes "
+                "the file's tensors as they are. Section 2.",
+                work.copied,
             )
         if any(module.training for module in model.modules()):
             raise Wrong("The model is in training mode. Lesson 03, section 2.")

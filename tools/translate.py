@@ -119,7 +119,7 @@ def exercise_messages(module_name: str) -> list[Message]:
 
 def python_messages(file: Path) -> list[Message]:
     with file.open("rb") as source:
-        found = list(extract("python", source, {"Wrong": None, "_": None}))
+        found = list(extract("python", source, {"Wrong": None, "_": None, "N_": None}))
     return [(None, text) for _, text, _, _ in found]
 
 
