@@ -249,9 +249,10 @@ def _check_load_model(load_model: Callable[[Path], nn.Module]) -> None:
                 NO_DEVICE,
                 (
                     "size mismatch",
-                    f"A file with {num_classes} classes does not fit a network with "
-                    "another number of classes. Read that number from the file: "
-                    'state_dict["head.weight"].shape. Section 1.',
+                    N_(
+                        "The file's number of classes does not fit the network's. Read "
+                        'it from the file: state_dict["head.weight"].shape. Section 1.'
+                    ),
                 ),
             ):
                 model = load_model(path)
