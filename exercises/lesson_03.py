@@ -191,8 +191,8 @@ RUNS_CODE = N_(
 
 
 @contextmanager
-def _explained(*known: tuple[str, str]) -> Iterator[None]:
-    """Turn a known error into Wrong: (in its message, the advice).
+def _explained(*known: tuple[Any, ...]) -> Iterator[None]:
+    """Turn a known error into Wrong: (in its message, the advice, its values).
 
     Everything else comes through as it is.
     """
@@ -203,9 +203,9 @@ def _explained(*known: tuple[str, str]) -> Iterator[None]:
         ValueError,
         IndexError,
     ) as error:  # also one that the learner made of it
-        for phrase, advice in known:
+        for phrase, advice, *values in known:
             if phrase in f"{error} {error.__cause__}":
-                raise Wrong(advice) from error
+                raise Wrong(advice, *values) from error
         raise
 
 
@@ -250,9 +250,11 @@ def _check_load_model(load_model: Callable[[Path], nn.Module]) -> None:
                 (
                     "size mismatch",
                     N_(
-                        "The file's number of classes does not fit the network's. Read "
-                        'it from the file: state_dict["head.weight"].shape. Section 1.'
+                        "A file with {} classes does not fit a network with another "
+                        "number of classes. Read that number from the file: "
+                        'state_dict["head.weight"].shape. Section 1.'
                     ),
+                    num_classes,
                 ),
             ):
                 model = load_model(path)
