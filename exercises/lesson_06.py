@@ -715,8 +715,9 @@ many = Exercise(
     _check_many,
     start=ONE,
     hints=[
-        "Seven changes: the wrapper, the sampler, the batch size, the epoch, the loss "
-        "over all ranks, who prints, and what you return.",
+        "Your change is not seen? Run the cell that writes one.py. It takes seven "
+        "changes: the wrapper, the sampler, the batch size, the epoch, the loss over "
+        "all ranks, who prints, and what you return.",
         "Pass DistributedSampler(dataset) to the DataLoader as sampler=..., instead "
         "of shuffle=True. Each rank's batch is batch_size // dist.get_world_size().",
         "model = DistributedDataParallel(model); sampler.set_epoch(epoch) at the "
@@ -859,8 +860,7 @@ def _accumulate_start(model, parts, optimizer):
     """One step on several parts (inputs, labels) of equal size; exchange once."""
     optimizer.zero_grad()
     for inputs, labels in parts:
-        loss = cross_entropy(model(inputs), labels) / len(parts)
-        loss.backward()
+        (cross_entropy(model(inputs), labels) / len(parts)).backward()
     optimizer.step()
 
 
