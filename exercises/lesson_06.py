@@ -172,43 +172,58 @@ def _check_accuracy(accuracy):
     case = "Rank 0 has 9 correct of 10, rank 1 has 1 of 2. "
     if found[0] == 0.7:
         raise Wrong(
-            f"{case}Rank 0 returns 0.7, the mean of 0.9 and 0.5, as if both ranks had "
-            "equally many samples. Sum the counts and divide once: 10 of 12. Section 5."
+            "{}Rank 0 returns 0.7, the mean of 0.9 and 0.5, as if both ranks had "
+            "equally many samples. Sum the counts and divide once: 10 of 12. "
+            "Section 5.",
+            case,
         )
     if found == [0.9, 0.5]:
         raise Wrong(
-            f"{case}Each rank returns its own accuracy: nothing was exchanged. All "
-            "ranks should return 10 / 12. Section 3."
+            "{}Each rank returns its own accuracy: nothing was exchanged. All ranks "
+            "should return 10 / 12. Section 3.",
+            case,
         )
     if found == [1.4, 1.4]:
         raise Wrong(
-            f"{case}You return 1.4: 0.9 + 0.5, a sum of accuracies. Sum the counts "
-            "and divide once: 10 of 12. Section 5."
+            "{}You return 1.4: 0.9 + 0.5, a sum of accuracies. Sum the counts and "
+            "divide once: 10 of 12. Section 5.",
+            case,
         )
     if found == [1.0, 5.0]:
         raise Wrong(
-            f"{case}You divide both ranks' 10 correct ones by one rank's samples. "
-            "num_samples, too, must be summed over all ranks. Section 5."
+            "{}You divide both ranks' 10 correct ones by one rank's samples. "
+            "num_samples, too, must be summed over all ranks. Section 5.",
+            case,
         )
     if found == [0.417, 0.417]:
         raise Wrong(
-            f"{case}You return 5 / 12. The sums are right, and their quotient is the "
-            "accuracy already: the world size has no place here. Section 5."
+            "{}You return 5 / 12. The sums are right, and their quotient is the "
+            "accuracy already: the world size has no place here. Section 5.",
+            case,
         )
     if found[0] == 0.833 != found[1]:
         raise Wrong(
-            f"Rank 0 returns 10 / 12, but rank 1 returns {found[1]}. Every rank needs "
-            "it: reduce has one receiver, all_reduce gives it to all. Section 3."
+            "Rank 0 returns 10 / 12, but rank 1 returns {}. Every rank needs it: "
+            "reduce has one receiver, all_reduce gives it to all. Section 3.",
+            found[1],
         )
     if found != [0.833, 0.833]:
-        raise Wrong(f"{case}Expected 0.833 on both ranks, found {found}. Section 5.")
+        raise Wrong(
+            "{}Expected 0.833 on both ranks, found {}. Section 5.",
+            case,
+            found,
+        )
     if printed != [True, False]:
         who = [rank for rank in (0, 1) if printed[rank]]
-        raise Wrong(f"Rank 0 alone should print the result; these printed: {who}.")
+        raise Wrong(
+            "Rank 0 alone should print the result; these printed: {}.",
+            who,
+        )
     if "83" not in results[0][1]:
         raise Wrong(
-            f"All ranks return 10 / 12, but rank 0 prints {results[0][1].strip()!r}. "
-            "Print the result of all ranks, after the exchange."
+            "All ranks return 10 / 12, but rank 0 prints {!r}. Print the result of "
+            "all ranks, after the exchange.",
+            results[0][1].strip(),
         )
 
 
@@ -539,9 +554,12 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
     seen = len(asked_0) + len(asked_1)
     if seen == 2 * n * num_epochs:
         raise Wrong(
-            f"In {num_epochs} epochs the two ranks together take {seen} samples, but "
-            f"there are {n}: each rank goes through *all* data. Give each its share: "
-            "DistributedSampler. Section 5."
+            "In {} epochs the two ranks together take {} samples, but there are {}: "
+            "each rank goes through *all* data. Give each its share: "
+            "DistributedSampler. Section 5.",
+            num_epochs,
+            seen,
+            n,
         )
     epochs = [
         {*asked_0[e : e + n // 2], *asked_1[e : e + n // 2]}
@@ -589,9 +607,11 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
     if max_difference(state_0, expected) > 1e-9:
         if max_difference(state_0, one_process(batch_size)[0]) < 1e-9:
             raise Wrong(
-                f"Each rank takes batches of {batch_size}, so each step uses "
-                f"{2 * batch_size} samples, and an epoch has half as many steps. "
-                "batch_size is the global one: divide it by the world size. Section 5."
+                "Each rank takes batches of {}, so each step uses {} samples, and "
+                "an epoch has half as many steps. batch_size is the global one: "
+                "divide it by the world size. Section 5.",
+                batch_size,
+                2 * batch_size,
             )
         raise Wrong(
             "The ranks agree, but one process with the same batches ends with "
@@ -620,17 +640,19 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
         case += f"{[round(loss, 3) for loss in everyone]}. "
         if prints(own):
             raise Wrong(
-                f"{case}You print rank 0's own loss, which knows half of the data: "
-                "all_reduce it, and divide by the world size. Section 5."
+                "{}You print rank 0's own loss, which knows half of the data: "
+                "all_reduce it, and divide by the world size. Section 5.",
+                case,
             )
         if prints([2 * loss for loss in everyone]):
             raise Wrong(
-                f"{case}all_reduce gives the sum of the ranks' losses: divide it by "
-                "the world size. Section 5."
+                "{}all_reduce gives the sum of the ranks' losses: divide it by the "
+                "world size. Section 5.",
+                case,
             )
         raise Wrong(
-            f"{case}Print one line an epoch, with the mean of all ranks' losses. "
-            "Section 5."
+            "{}Print one line an epoch, with the mean of all ranks' losses. Section 5.",
+            case,
         )
 
 
@@ -817,9 +839,11 @@ def _check_accumulate(step_in_parts, lr=0.5):
     size = sum(p.nbytes for p in model.parameters())
     if sent >= 2 * size:  # once, and perhaps a loss or two
         raise Wrong(
-            f"Each rank passes {sent} bytes to all_reduce, but the model's gradients "
-            f"have {size}: they are exchanged more than once. The forward pass, too, "
-            "must be inside `with model.no_sync():`. Section 4."
+            "Each rank passes {} bytes to all_reduce, but the model's gradients "
+            "have {}: they are exchanged more than once. The forward pass, too, "
+            "must be inside `with model.no_sync():`. Section 4.",
+            sent,
+            size,
         )
     if max_difference(state_0, state_1) > 1e-9:
         raise Wrong(
@@ -843,16 +867,19 @@ def _check_accumulate(step_in_parts, lr=0.5):
             )
         more = f" (it moved {moved:.1f} times as far)" if moved > 1.1 else ""
         raise Wrong(
-            "The step differs from that of a single process with the whole batch"
-            f"{more}: gradients add up, so each part's loss must be divided by the "
-            "number of parts. Take one step, after the last part, and call zero_grad "
-            "only before the first."
+            "The step differs from that of a single process with the whole batch{}: "
+            "gradients add up, so each part's loss must be divided by the number of "
+            "parts. Take one step, after the last part, and call zero_grad only "
+            "before the first.",
+            more,
         )
     if rows > len(inputs) // 2 // 3:
         raise Wrong(
-            f"The result is right, but {rows} samples are in memory at once, and a "
-            f"part has {len(inputs) // 2 // 3}. No memory is saved: call "
-            "backward() after each part's forward: it frees what that part needed."
+            "The result is right, but {} samples are in memory at once, and a part "
+            "has {}. No memory is saved: call backward() after each part's forward: "
+            "it frees what that part needed.",
+            rows,
+            len(inputs) // 2 // 3,
         )
 
 
@@ -1014,26 +1041,35 @@ def _check_share_of(share_of):
             everything = sorted(index for share in shares for index in share)
             if len(everything) > len(set(everything)):
                 raise Wrong(
-                    f"{case}: some samples are counted twice, as DistributedSampler "
-                    f"does, and the accuracy is wrong. {_shown(shares)}Section 4."
+                    "{}: some samples are counted twice, as DistributedSampler "
+                    "does, and the accuracy is wrong. {}Section 4.",
+                    case,
+                    _shown(shares),
                 )
             if everything != list(range(n)):
                 missing = sorted(set(range(n)) - set(everything))
                 extra = sorted(set(everything) - set(range(n)))
                 raise Wrong(
-                    f"{case}: every index from 0 to n - 1 should come once. Missing: "
-                    f"{missing[:5]}; outside: {extra[:5]}. {_shown(shares)}Section 4."
+                    "{}: every index from 0 to n - 1 should come once. Missing: {}; "
+                    "outside: {}. {}Section 4.",
+                    case,
+                    missing[:5],
+                    extra[:5],
+                    _shown(shares),
                 )
             lengths = [len(share) for share in shares]
             if max(lengths) - min(lengths) > 1:
                 raise Wrong(
-                    f"{case}: the shares have {lengths} samples. They may differ by "
-                    "one at most, or the other ranks wait for the longest. Section 4."
+                    "{}: the shares have {} samples. They may differ by one at "
+                    "most, or the other ranks wait for the longest. Section 4.",
+                    case,
+                    lengths,
                 )
             if any(list(s) != list(range(s[0], s[0] + len(s))) for s in shares if s):
                 raise Wrong(
-                    f"{case}: a share should be *neighbouring* indices, in order. "
-                    f"{_shown(shares)}"
+                    "{}: a share should be *neighbouring* indices, in order. {}",
+                    case,
+                    _shown(shares),
                 )
 
 
