@@ -95,7 +95,14 @@ def _check_newest(newest):
     for expected, names in cases.items():
         for order in (names, names[::-1]):
             files = [Path("run_7", name) for name in order]
-            found = newest([*files])
+            try:
+                found = newest([*files])
+            except FileNotFoundError:
+                raise Wrong(
+                    "These files do not exist: only their names are given. A file's "
+                    "time is no epoch, since a copy may get a new time. Read the epoch "
+                    "from the name. Section 1."
+                ) from None
             if found == Path("run_7", expected) or found == f"run_7/{expected}":
                 continue
             message = f"From {order} you chose {found!r}, expected was {expected!r}. "
@@ -135,6 +142,7 @@ def newest(files):
             lambda files: min(files, key=lambda f: float(f.name.split("_")[3])),
             "lowest loss",
         ),
+        (lambda files: max(files, key=lambda f: f.stat().st_mtime), "time is no epoch"),
         (
             lambda files: max(int(f.name.split("_")[2]) for f in files),
             "Return the file itself",
@@ -238,7 +246,7 @@ def _check_resume(resume):
             raise Wrong(
                 "PyTorch's random numbers are not where they were, so Dropout draws "
                 "others. Something draws or seeds after you have restored them: "
-                "build everything first, restore the random state last. Section 3."
+                "build everything first, restore the random state last. Section 2."
             )
         theirs, ours = resumed.model.state_dict(), run.model.state_dict()
         apart = max((theirs[key] - ours[key]).abs().max().item() for key in ours)
@@ -457,10 +465,14 @@ load_best = Exercise(
     hints=[
         "read_checkpoint(file) gives a dict with epoch, loss and model_state_dict.",
         "Read all of them, then min(contents, key=lambda content: content['loss']).",
-        "A diverged epoch has loss nan: keep contents with math.isfinite(loss) alone.",
+        "A diverged epoch has loss nan: import math, and keep only the contents with "
+        "math.isfinite(content['loss']).",
     ],
     solution=_load_best,
     text="""
+import math
+
+
 def load_best(folder, model):
     contents = [read_checkpoint(file) for file in list_checkpoints(folder)]
     finite = [c for c in contents if math.isfinite(c["loss"])]
@@ -634,13 +646,16 @@ early_stopping = Exercise(
     hints=[
         "Remember two things: the best loss so far, and how many epochs in a row have "
         "not improved it.",
-        "Begin with best = math.inf. `val_loss < best` is False for NaN: that is what "
-        "you want.",
+        "Import math, and begin with best = math.inf. `val_loss < best` is False for "
+        "NaN: that is what you want.",
         "state_dict returns both as a dict of plain numbers; load_state_dict sets "
         "both.",
     ],
     solution=_EarlyStopping,
     text="""
+import math
+
+
 class EarlyStopping:
     def __init__(self, patience):
         self.patience, self.best, self.bad_epochs = patience, math.inf, 0
