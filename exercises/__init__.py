@@ -79,7 +79,7 @@ class Wrong(AssertionError):
 
     def __init__(self, message: str, *values: Any) -> None:
         self.message = message
-        spoken = (_(v) if v and isinstance(v, str) else v for v in values)
+        spoken = (_(v) if isinstance(v, str) and v else v for v in values)
         super().__init__(_(message).format(*spoken) if values else _(message))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from exercises import Exercise, Wrong, define
+from exercises import N_, Exercise, Wrong, define
 from helpers.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
 
 QUIZZES = {
@@ -105,16 +105,23 @@ def _check_newest(newest):
                 ) from None
             if found == Path("run_7", expected) or found == f"run_7/{expected}":
                 continue
-            message = f"From {order} you chose {found!r}, expected was {expected!r}. "
+            why = ""
             if not isinstance(found, str | Path):
-                message += "Return the file itself. "
+                why = N_("Return the file itself. ")
             elif Path(found).name == max(names):
-                message += "Names are compared letter by letter: '9' comes after '10'. "
+                why = N_("Names are compared letter by letter: '9' comes after '10'. ")
             elif len(names) == 4 and "0.4000" in str(found):
-                message += "That is the lowest loss; newest is the highest epoch. "
+                why = N_("That is the lowest loss; newest is the highest epoch. ")
             elif found == files[-1] or found == files[0]:
-                message += "A folder lists its files in any order. "
-            raise Wrong(message + "Compare the epochs as integers. Section 1.")
+                why = N_("A folder lists its files in any order. ")
+            raise Wrong(
+                "From {} you chose {!r}, expected was {!r}. {}Compare the epochs as "
+                "integers. Section 1.",
+                order,
+                found,
+                expected,
+                why,
+            )
 
 
 def _newest(files):
@@ -220,22 +227,28 @@ def _check_resume(resume):
             raise Wrong("resume returned None, expected was the run. End with return.")
         if not isinstance(resumed, SimpleNamespace):
             raise Wrong(
-                f"resume returned a {type(resumed).__name__}, expected was the whole "
-                "run: what build returned, with model, optimizer and the rest."
+                "resume returned a {}, expected was the whole run: what build "
+                "returned, with model, optimizer and the rest.",
+                type(resumed).__name__,
             )
         if len(epochs) != 6 - epoch_saved:
             raise Wrong(
-                f"Saved after epoch {epoch_saved}, to be trained up to epoch 6: you "
-                f"trained {len(epochs)} epochs, expected were {6 - epoch_saved}. The "
-                "file holds the epoch that was finished, not the next one. Section 2."
+                "Saved after epoch {}, to be trained up to epoch 6: you trained {} "
+                "epochs, expected were {}. The file holds the epoch that was "
+                "finished, not the next one. Section 2.",
+                epoch_saved,
+                len(epochs),
+                6 - epoch_saved,
             )
         if resumed.scheduler.state_dict() != run.scheduler.state_dict():
             raise Wrong(
-                "The scheduler is not where it was: it has counted "
-                f"{resumed.scheduler.last_epoch} epochs at a learning rate of "
-                f"{resumed.scheduler.get_last_lr()[0]:g}, expected were "
-                f"{run.scheduler.last_epoch} at {run.scheduler.get_last_lr()[0]:g}. "
-                "Load its state before you train. Section 3."
+                "The scheduler is not where it was: it has counted {} epochs at a "
+                "learning rate of {:g}, expected were {} at {:g}. Load its state "
+                "before you train. Section 3.",
+                resumed.scheduler.last_epoch,
+                resumed.scheduler.get_last_lr()[0],
+                run.scheduler.last_epoch,
+                run.scheduler.get_last_lr()[0],
             )
         if not torch.equal(resumed.generator.get_state(), run.generator.get_state()):
             raise Wrong(
@@ -252,8 +265,9 @@ def _check_resume(resume):
         apart = max((theirs[key] - ours[key]).abs().max().item() for key in ours)
         if apart:
             raise Wrong(
-                f"The weights differ by {apart:.3g} from the original run, expected "
-                "was exactly 0. Which state is loaded, and which is not? Section 3."
+                "The weights differ by {:.3g} from the original run, expected was "
+                "exactly 0. Which state is loaded, and which is not? Section 3.",
+                apart,
             )
 
 
@@ -398,28 +412,36 @@ def _check_load_best(load_best):
                 raise Wrong("The folder's files have changed. Only read them.")
         losses = [loss for loss, _ in measured]
         if epoch != best:
-            message = f"Validation losses {losses}: you chose epoch {epoch!r}, "
-            message += f"expected was {best}. "
             if not isinstance(epoch, int):
-                message += "Return the epoch, a whole number. "
+                why = N_("Return the epoch, a whole number.")
             elif epoch == len(measured):
-                message += "That is the newest epoch, not the best. "
+                why = N_("That is the newest epoch, not the best.")
             elif 0 < epoch < len(losses) and math.isnan(losses[epoch - 1]):
-                message += "min() keeps a NaN that comes first: leave NaN out. "
+                why = N_("min() keeps a NaN that comes first: leave NaN out.")
             elif measured[0][0] == 0.12344:
-                message += "The names hold rounded losses; read the files. "
+                why = N_("The names hold rounded losses; read the files.")
             else:
-                message += "The best has the lowest validation loss. "
-            raise Wrong(message + "Section 5.")
+                why = N_("The best has the lowest validation loss.")
+            raise Wrong(
+                "Validation losses {}: you chose epoch {!r}, expected was {}. {} "
+                "Section 5.",
+                losses,
+                epoch,
+                best,
+                why,
+            )
         if model.weight.item() == weight:
             raise Wrong(
-                f"Epoch {best} is right, but the model's weights are as before: load "
-                "that file's model_state_dict into the model. Section 5."
+                "Epoch {} is right, but the model's weights are as before: load "
+                "that file's model_state_dict into the model. Section 5.",
+                best,
             )
         if model.weight.item() != best:
             raise Wrong(
-                f"You return epoch {best}, but the model got the weights of epoch "
-                f"{model.weight.item():g}. Section 5."
+                "You return epoch {}, but the model got the weights of epoch {:g}. "
+                "Section 5.",
+                best,
+                model.weight.item(),
             )
 
 
@@ -530,9 +552,11 @@ def _check_early_stopping(early_stopping):
             shown += f"expected was {expected}"
             if interrupted is not None:
                 raise Wrong(
-                    f"{shown}, when interrupted before loss {interrupted + 1}. "
-                    "Without an interruption you are right. What does state_dict leave "
-                    "out: the best loss, or the number of epochs without progress?"
+                    "{}, when interrupted before loss {}. Without an interruption "
+                    "you are right. What does state_dict leave out: the best loss, "
+                    "or the number of epochs without progress?",
+                    shown,
+                    interrupted + 1,
                 )
             if losses[2] == 0.8:
                 shown += ". Compare with the best loss so far, not with the last one"
@@ -547,8 +571,9 @@ def _check_early_stopping(early_stopping):
             elif patience == 2:
                 shown += ". Use the patience that was given"
             raise Wrong(
-                f"{shown}. Stop when {patience} epochs in a row have not improved the "
-                "best loss."
+                "{}. Stop when {} epochs in a row have not improved the best loss.",
+                shown,
+                patience,
             )
 
 
@@ -713,8 +738,9 @@ def _check_background_saver(saver_class):
     saver.wait()
     if {*written} != {"1.pt", "2.pt"}:
         raise Wrong(
-            f"After two saves and wait(), written are {sorted(written)}, expected were "
-            "1.pt and 2.pt. wait() has to wait until all is written. Section 5."
+            "After two saves and wait(), written are {}, expected were 1.pt and "
+            "2.pt. wait() has to wait until all is written. Section 5.",
+            sorted(written),
         )
     if max(together for _, together in written.values()) > 1:
         raise Wrong(
@@ -726,14 +752,18 @@ def _check_background_saver(saver_class):
         (saved, _), words = written[file], "The loop went on after save(...), and "
         if (saved["weight"] != number).any():
             raise Wrong(
-                f"{words}{file} holds {saved['weight'].tolist()}, expected was "
-                f"{[float(number)] * 3}: the weights changed in place while they were "
-                "written. Copy the tensors, not only the dict. Section 5."
+                "{}{} holds {}, expected was {}: the weights changed in place while "
+                "they were written. Copy the tensors, not only the dict. Section 5.",
+                words,
+                file,
+                saved["weight"].tolist(),
+                [float(number)] * 3,
             )
         if (saved["optimizer"]["step"] != number).any():
             raise Wrong(
-                f"{words}the optimizer's state changed with it: a state has dicts "
-                "within dicts. Copy deeply. Section 5."
+                "{}the optimizer's state changed with it: a state has dicts within "
+                "dicts. Copy deeply. Section 5.",
+                words,
             )
     _check_errors_come_out(saver_class)
 
@@ -759,9 +789,10 @@ def _check_errors_come_out(saver_class):
             continue
         calls = "the next save(...)" if then_save else "wait()"
         raise Wrong(
-            f"The disk was full, and {calls} said nothing: you would train on without "
-            "a checkpoint. future.result() waits and raises; exception() only returns "
-            "the error. Section 5."
+            "The disk was full, and {} said nothing: you would train on without a "
+            "checkpoint. future.result() waits and raises; exception() only returns "
+            "the error. Section 5.",
+            calls,
         )
 
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from exercises import Exercise, Wrong, choice, define
+from exercises import N_, Exercise, Wrong, _, choice, define
 from helpers.compare import max_difference
 from helpers.ranks import run_on_ranks
 
@@ -163,13 +163,15 @@ def _check_accuracy(accuracy):
 
     results = _on_ranks(
         on_each,
-        "A rank waits in a collective until the timeout: not every rank calls it. "
-        "Which lines does rank 1 skip? Put only the print under "
-        "`if dist.get_rank() == 0`. Section 4, the hang.",
+        N_(
+            "A rank waits in a collective until the timeout: not every rank calls it. "
+            "Which lines does rank 1 skip? Put only the print under "
+            "`if dist.get_rank() == 0`. Section 4, the hang."
+        ),
     )
     found = [None if value is None else round(float(value), 3) for value, _ in results]
     printed = [bool(text.strip()) for _, text in results]
-    case = "Rank 0 has 9 correct of 10, rank 1 has 1 of 2. "
+    case = _("Rank 0 has 9 correct of 10, rank 1 has 1 of 2. ")
     if found[0] == 0.7:
         raise Wrong(
             "{}Rank 0 returns 0.7, the mean of 0.9 and 0.5, as if both ranks had "
@@ -364,7 +366,7 @@ def accuracy(num_correct, num_samples):
 
 
 def _check_save(save):
-    waiting = (
+    waiting = N_(
         "A rank waits until the timeout: a collective, such as barrier, stands under "
         "an `if` that only some ranks enter. All ranks must call it. Section 4."
     )
@@ -377,13 +379,13 @@ def _check_save(save):
 
         state = _on_ranks(own_file, waiting)[0]
         written = [rank for rank in (0, 1) if Path(folder, f"own_{rank}.pt").exists()]
-        if written != [0]:
+        if written == [0, 1]:
             raise Wrong(
                 "Every rank writes the file: two processes write to the same file at "
                 "once, and may damage it. Only rank 0 should write. Section 6."
-                if written == [0, 1]
-                else f"Rank 0 should write the file; these wrote it: {written}."
             )
+        if written != [0]:
+            raise Wrong("Rank 0 should write the file; these wrote it: {}.", written)
         try:
             saved = torch.load(Path(folder, "own_0.pt"), weights_only=True)
         except pickle.UnpicklingError:
@@ -833,7 +835,7 @@ def _check_accumulate(step_in_parts, lr=0.5):
             step_in_parts(model, list(parts), optimizer)
         return net.state_dict(), sum(sent), max(held)
 
-    results = _on_ranks(on_each, "A rank waits: both must take the same steps.")
+    results = _on_ranks(on_each, N_("A rank waits: both must take the same steps."))
     (state_0, sent, rows), (state_1, *_) = results
     model = _net()
     size = sum(p.nbytes for p in model.parameters())
@@ -846,12 +848,14 @@ def _check_accumulate(step_in_parts, lr=0.5):
             size,
         )
     if max_difference(state_0, state_1) > 1e-9:
+        if not sent:
+            raise Wrong(
+                "No gradient was ever exchanged: run the last part's forward and "
+                "backward outside no_sync. Section 4."
+            )
         raise Wrong(
             "The two ranks end with different weights: a later part added gradients "
             "that were never exchanged. Exchange in the *last* part."
-            if sent
-            else "No gradient was ever exchanged: run the last part's forward and "
-            "backward outside no_sync. Section 4."
         )
     before = _net().state_dict()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)

@@ -90,21 +90,30 @@ def _check_command(torchrun_command):
         words = torchrun_command(node_rank, nnodes, gpus, host)
         if isinstance(words, str):
             raise Wrong(
-                f"{case}: that is one string. Return a list, with one string for "
-                'each argument: ["torchrun", "--nnodes=2", ...].'
+                "{}: that is one string. Return a list, with one string for each "
+                'argument: ["torchrun", "--nnodes=2", ...].',
+                case,
             )
         if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-            raise Wrong(f"{case}: expected a list of strings, found {words!r}.")
+            raise Wrong(
+                "{}: expected a list of strings, found {!r}.",
+                case,
+                words,
+            )
         if words[:1] != ["torchrun"] or words[-1:] != ["train.py"]:
             raise Wrong(
-                f"{case}: the list should begin with 'torchrun' and end with "
-                "'train.py'. Arguments after the script's name go to the *script*; "
-                f"torchrun does not read them. Found {words}."
+                "{}: the list should begin with 'torchrun' and end with 'train.py'. "
+                "Arguments after the script's name go to the *script*; torchrun "
+                "does not read them. Found {}.",
+                case,
+                words,
             )
         if bad := [word for word in words if " " in word]:
             raise Wrong(
-                f"{case}: {bad[0]!r} has a space. torchrun would get it as one "
-                'argument: write "--nnodes=2", or "--nnodes", "2".'
+                "{}: {!r} has a space. torchrun would get it as one argument: write "
+                '"--nnodes=2", or "--nnodes", "2".',
+                case,
+                bad[0],
             )
         found = _options(words[1:-1])
         wanted = {
@@ -117,26 +126,42 @@ def _check_command(torchrun_command):
         }
         if found.get("nproc-per-node") == str(nnodes * gpus):
             raise Wrong(
-                f"{case}: --nproc-per-node is {nnodes * gpus}, the world size. Each "
-                f"agent starts the workers of its own node: {gpus}. Section 1."
+                "{}: --nproc-per-node is {}, the world size. Each agent starts the "
+                "workers of its own node: {}. Section 1.",
+                case,
+                nnodes * gpus,
+                gpus,
             )
         if node_rank and found.get("master-addr") in ("127.0.0.1", "localhost"):
             raise Wrong(
-                f"{case}: node {node_rank} looks for node 0 on itself "
-                f"({found['master-addr']}). Every node needs node 0's address."
+                "{}: node {} looks for node 0 on itself ({}). Every node needs node "
+                "0's address.",
+                case,
+                node_rank,
+                found["master-addr"],
             )
         for name, value in wanted.items():
             if name not in found:
                 raise Wrong(
-                    f"{case}: --{name} is missing; its value is {value}. See In short."
+                    "{}: --{} is missing; its value is {}. See In short.",
+                    case,
+                    name,
+                    value,
                 )
             if found[name] != value:
                 raise Wrong(
-                    f"{case}: --{name} should be {value}, found {found[name]}. "
-                    "See In short."
+                    "{}: --{} should be {}, found {}. See In short.",
+                    case,
+                    name,
+                    value,
+                    found[name],
                 )
         if extra := found.keys() - wanted.keys():
-            raise Wrong(f"{case}: leave out {', '.join(sorted(extra))}.")
+            raise Wrong(
+                "{}: leave out {}.",
+                case,
+                ", ".join(sorted(extra)),
+            )
 
 
 def _options(words):
@@ -149,8 +174,9 @@ def _options(words):
             options[name] = word
         else:
             raise Wrong(
-                f"torchrun does not know {word!r}: its options begin with two dashes, "
-                "and each has one value. See In short."
+                "torchrun does not know {!r}: its options begin with two dashes, "
+                "and each has one value. See In short.",
+                word,
             )
     return options
 
@@ -261,9 +287,11 @@ def _check_save(save):
             files = [file.name for file in Path(folder).iterdir()]
             if files and files != ["model.pt"]:
                 raise Wrong(
-                    f"Rank {rank} leaves {sorted(files)}: expected model.pt alone. One "
-                    "rank writes one file. A file for each rank would hold the same "
-                    "weights again."
+                    "Rank {} leaves {}: expected model.pt alone. One rank writes "
+                    "one file. A file for each rank would hold the same weights "
+                    "again.",
+                    rank,
+                    sorted(files),
                 )
             if files:
                 writers.append(rank)
@@ -299,7 +327,10 @@ def _check_save(save):
             'No rank writes. Values of os.environ are strings, and "0" == 0 is False: '
             "compare int(os.environ[...])."
         )
-    raise Wrong(f"Rank 0 should write, and no other; here these write: {writers}.")
+    raise Wrong(
+        "Rank 0 should write, and no other; here these write: {}.",
+        writers,
+    )
 
 
 def _save_start(state, folder):
@@ -373,24 +404,35 @@ def _check_epochs(epochs_trained):
             if not any(word in str(error).lower() for word in words):
                 raise
             raise Wrong(
-                f"{case} it hangs: one rank leaves the loop, and the other waits in "
-                "the next collective. All ranks must make the same decision. So "
-                "they must compare the same number, computed by a collective that "
-                "*every* rank calls in each epoch. Section 6."
+                "{} it hangs: one rank leaves the loop, and the other waits in the "
+                "next collective. All ranks must make the same decision. So they "
+                "must compare the same number, computed by a collective that "
+                "*every* rank calls in each epoch. Section 6.",
+                case,
             ) from None
         if found == [expected, expected]:
             continue
         if not all(isinstance(epochs, int) for epochs in found):
-            raise Wrong(f"{case}: expected a number of epochs, found {found[0]!r}.")
+            raise Wrong(
+                "{}: expected a number of epochs, found {!r}.",
+                case,
+                found[0],
+            )
         if found[0] != found[1]:
             raise Wrong(
-                f"{case} the ranks train {found[0]} and {found[1]} epochs: they "
-                "still decide by different numbers. Section 6."
+                "{} the ranks train {} and {} epochs: they still decide by "
+                "different numbers. Section 6.",
+                case,
+                found[0],
+                found[1],
             )
         raise Wrong(
-            f"{case} both train {found[0]} epochs, but it should be {expected}: they "
-            "stop at the first epoch whose *mean* loss is not below the best mean so "
-            "far. The decision of one rank may differ from the mean's."
+            "{} both train {} epochs, but it should be {}: they stop at the first "
+            "epoch whose *mean* loss is not below the best mean so far. The "
+            "decision of one rank may differ from the mean's.",
+            case,
+            found[0],
+            expected,
         )
 
 
@@ -557,7 +599,11 @@ def _check_interval(best_interval):
         if isinstance(found, int | float) and math.isclose(found, best, rel_tol=0.01):
             continue
         if not isinstance(found, int | float) or found <= 0:
-            raise Wrong(f"{case}: expected seconds, more than 0; found {found!r}.")
+            raise Wrong(
+                "{}: expected seconds, more than 0; found {!r}.",
+                case,
+                found,
+            )
         reasons = [
             (best * math.sqrt(nodes), "that is the best for *one* node. A failure of "
              "any node stops the job, so the job fails `nodes` times as often."),
@@ -572,14 +618,23 @@ def _check_interval(best_interval):
         ]  # fmt: skip
         for value, reason in reasons:
             if math.isclose(found, value, rel_tol=0.01):
-                raise Wrong(f"{case} is {found:.6g}: {reason}")
+                raise Wrong(
+                    "{} is {:.6g}: {}",
+                    case,
+                    found,
+                    reason,
+                )
 
         def lost(interval_s, save_s=save_s, mtbf_s=node_mtbf_s / nodes):
             return save_s / interval_s + interval_s / 2 / mtbf_s
 
         raise Wrong(
-            f"{case} is {found:.6g} s, which loses {lost(found):.2%} of the time; "
-            f"another interval loses {lost(best):.2%}."
+            "{} is {:.6g} s, which loses {:.2%} of the time; another interval loses "
+            "{:.2%}.",
+            case,
+            found,
+            lost(found),
+            lost(best),
         )
 
 
