@@ -645,10 +645,10 @@ def best_interval(save_s, node_mtbf_s, nodes):
 
 
 def _check_elastic_loss(elastic_loss):
-    for batch_size, world_size in [(100, 1), (100, 2), (100, 3), (10, 4)]:
+    for batch_size, world_size in [(100, 3), (100, 1), (100, 2), (10, 4)]:
         case = f"With a batch of {batch_size} on {world_size} rank(s)"
         weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-        x = torch.arange(batch_size, dtype=torch.float64)
+        x = torch.arange(batch_size, dtype=torch.float64) ** 2  # not symmetric
         gradients = []
         for rank in range(world_size):
             mine = x[rank::world_size]
