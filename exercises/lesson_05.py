@@ -635,13 +635,13 @@ _TEST = [0.5, 0.7, 0.6, 0.9]  # the accuracy of the same weights: the last is th
 
 
 def _check_keep_best(keep_best):
-    for shift in (0, 1):
+    for shift in (0, 1, 2):  # the best epoch is the second, the first, the last
         val = _VAL[shift:] + _VAL[:shift]
         _check_one_run(keep_best, val, val.index(min(val)) + 1)
 
 
 def _check_one_run(keep_best, val, best):
-    model, tested = nn.Linear(1, 1, bias=False), []
+    model, trained, tested = nn.Linear(1, 1, bias=False), [], []
     with torch.no_grad():
         model.weight.zero_()
 
@@ -649,17 +649,20 @@ def _check_one_run(keep_best, val, best):
         return round(model.weight.item())
 
     def train_epoch(model):
+        trained.append(epoch())
         with torch.no_grad():
             model.weight.add_(1)
 
     def val_loss(model):
-        return val[epoch() - 1]
+        return val[epoch() - 1] if epoch() else 1.0  # 1.0: not trained yet
 
     def test_acc(model):
         tested.append(epoch())
         return _TEST[epoch() - 1]
 
     found = keep_best(model, train_epoch, val_loss, test_acc, len(val))
+    if len(trained) != len(val):
+        raise Wrong(f"Train for {len(val)} epochs; your loop ran {len(trained)}.")
     if len(tested) > 1:
         raise Wrong(
             f"The test data were used {len(tested)} times. What is chosen by the test "
@@ -671,6 +674,12 @@ def _check_one_run(keep_best, val, best):
             f"Epoch {best} had the lowest validation loss, but the model ends with the "
             "weights of the last epoch. Either they were not loaded, or what was kept "
             "has changed with the model: state_dict() copies no tensor. Section 4."
+        )
+    if best == len(val) and epoch() != best:
+        raise Wrong(
+            f"Epoch {best}, the last, had the lowest validation loss; the model ends "
+            f"with the weights of epoch {epoch()}. Measure the loss after each epoch's "
+            "training, the last one's too. Section 4."
         )
     if epoch() != best:
         raise Wrong(
@@ -745,6 +754,20 @@ def _tests_the_last(model, train_epoch, val_loss, test_acc, num_epochs):
     return acc
 
 
+def _measures_before(model, train_epoch, val_loss, test_acc, num_epochs):
+    best, best_loss = None, float("inf")
+    for _ in range(num_epochs):
+        if (loss := val_loss(model)) < best_loss:
+            best, best_loss = copy.deepcopy(model.state_dict()), loss
+        train_epoch(model)
+    model.load_state_dict(best)
+    return test_acc(model)
+
+
+def _an_epoch_short(model, train_epoch, val_loss, test_acc, num_epochs):
+    return _keep_best(model, train_epoch, val_loss, test_acc, num_epochs - 1)
+
+
 def _returns_loss(model, train_epoch, val_loss, test_acc, num_epochs):
     _keep_best(model, train_epoch, val_loss, test_acc, num_epochs)
     return val_loss(model)
@@ -779,6 +802,8 @@ def keep_best(model, train_epoch, val_loss, test_acc, num_epochs):
         (_by_test, "test once"),
         (_tests_the_last, "Load them first"),
         (_returns_loss, "Return the test accuracy"),
+        (_measures_before, "after each epoch's training"),
+        (_an_epoch_short, "your loop ran 3"),
     ],
 )
 

@@ -79,6 +79,31 @@ QUIZZES = {
             ),
         ),
     ],
+    "node_lost": [
+        choice(
+            "Node 1 has sent its last heartbeat. What does node 0 do?",
+            (
+                "It goes on at once, with its own share of the batch",
+                False,
+                "Its worker is in a process group of two, and all_reduce fails.",
+            ),
+            (
+                "It restarts its worker at once, with world size 1",
+                False,
+                "Its agent can't tell yet: a node that is slow looks the same.",
+            ),
+            (
+                "Its worker fails at once; after some seconds, a new one goes on alone",
+                True,
+                "Yes: the agent waits until node 1 counts as lost, and a bit longer.",
+            ),
+            (
+                "It waits until node 1 is back",
+                False,
+                "With --nnodes=2 it would. --nnodes=1:2 says that one is enough.",
+            ),
+        ),
+    ],
 }
 
 # 1: the command
@@ -668,6 +693,90 @@ def best_interval(save_s, node_mtbf_s, nodes):
         (lambda save_s, mtbf_s, n: (2 * save_s * mtbf_s) ** 0.5 / n, "under the root"),
         (lambda save_s, mtbf_s, n: mtbf_s / n, "of the time"),
         (lambda save_s, mtbf_s, n: -((2 * save_s * mtbf_s / n) ** 0.5), "more than 0"),
+    ],
+)
+
+# Deeper 08: three nodes left of four
+
+
+def _check_elastic_loss(elastic_loss):
+    for batch_size, world_size in [(100, 3), (100, 1), (100, 2), (10, 4)]:
+        case = f"With a batch of {batch_size} on {world_size} rank(s)"
+        weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        x = torch.arange(batch_size, dtype=torch.float64) ** 2  # not symmetric
+        gradients = []
+        for rank in range(world_size):
+            mine = x[rank::world_size]
+            loss = elastic_loss(weight * mine, batch_size, world_size)
+            if not isinstance(loss, torch.Tensor) or loss.shape != ():
+                raise Wrong(f"{case}: expected a tensor of shape (), found {loss!r}.")
+            if not loss.requires_grad:
+                raise Wrong(
+                    f"{case}: the loss has no gradient. Keep it a tensor: .item(), "
+                    "float() and .detach() cut it off."
+                )
+            gradients += torch.autograd.grad(loss, weight)
+        found = sum(gradients).item() / world_size  # as DDP does
+        best = x.mean().item()
+        if math.isclose(found, best, rel_tol=1e-9):
+            continue
+        means = [x[rank::world_size].mean().item() for rank in range(world_size)]
+        reasons = [
+            (sum(means) / world_size, "that is the mean of the ranks' means. An image "
+             "in a smaller share counts for more than one in a larger share."),
+            (best / world_size, "it is too small by the world size: DDP divides the "
+             "sum of the gradients by it, so your loss has to make up for that."),
+            (sum(means) / world_size**2, "it is a mean of means, divided by the world "
+             "size twice: DDP does that already."),
+            (sum(means), "it is a mean of means, and DDP has already divided by the "
+             "world size: yours grows with the number of ranks."),
+            (best * batch_size / world_size, "it grows with the batch: divide the "
+             "sum by the *global* batch size."),
+            (best * batch_size, "it grows with the batch: divide the sum by the "
+             "*global* batch size."),
+        ]  # fmt: skip
+        for value, reason in reasons:
+            if math.isclose(found, value, rel_tol=1e-9):
+                raise Wrong(f"{case} the gradient is {found:.6g}: {reason} Section 4.")
+        raise Wrong(
+            f"{case} the gradient is {found:.6g} after DDP's average, but the mean "
+            f"over the whole batch has {best:.6g}. Section 4."
+        )
+
+
+def _elastic_loss_start(losses, batch_size, world_size):
+    return losses.mean()
+
+
+def _elastic_loss_solution(losses, batch_size, world_size):
+    return losses.sum() * world_size / batch_size
+
+
+elastic_loss = Exercise(
+    _check_elastic_loss,
+    start=_elastic_loss_start,
+    hints=[
+        "Write the mean over the batch as a sum over ranks: which factor stands "
+        "before the sum of one rank's losses?",
+        "It is 1 / batch_size. DDP's average divides by the world size once more.",
+        "losses.sum() * world_size / batch_size",
+    ],
+    solution=_elastic_loss_solution,
+    text="""
+def elastic_loss(losses, batch_size, world_size):
+    return losses.sum() * world_size / batch_size  # DDP divides by world_size
+""",
+    wrong_answers=[
+        (lambda losses, batch, world: losses.mean() * 1.0, "mean of the ranks' means"),
+        (lambda losses, batch, world: losses.sum() / batch, "too small by the world"),
+        (lambda losses, batch, world: losses.mean() / world, "twice"),
+        (lambda losses, batch, world: losses.mean() * world, "grows with the number"),
+        (lambda losses, batch, world: losses.sum(), "grows with the batch"),
+        (lambda losses, batch, world: losses.sum() * world, "grows with the batch"),
+        (lambda losses, batch, world: losses.sum().item() / batch, "shape ()"),
+        (lambda losses, batch, world: losses.sum().detach() / batch, "no gradient"),
+        (lambda losses, batch, world: losses / batch, "shape ()"),
+        (lambda losses, batch, world: losses.max(), "over the whole batch has"),
     ],
 )
 
