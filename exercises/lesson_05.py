@@ -121,15 +121,17 @@ def _check_freeze_body(freeze_body):
         own = {f"body.{name}" for name, _ in model.body.named_parameters()}
         if found := sorted(moved & own):
             raise Wrong(
-                f"The body was trained: {found} changed. Freeze its parameters, with "
+                "The body was trained: {} changed. Freeze its parameters, with "
                 "requires_grad_(False). (`body.requires_grad = False`, without the "
-                "underscore, only sets an attribute of the module.) Section 2."
+                "underscore, only sets an attribute of the module.) Section 2.",
+                found,
             )
         if found := sorted(k for k in moved if k.startswith("body.")):
             raise Wrong(
-                f"The body's running statistics changed: {found}. It was in train "
-                "mode during a forward pass: model.train() reaches all submodules, and "
-                "undoes a body.eval() before it. Section 3."
+                "The body's running statistics changed: {}. It was in train mode "
+                "during a forward pass: model.train() reaches all submodules, and "
+                "undoes a body.eval() before it. Section 3.",
+                found,
             )
         if any(body for body, _ in model.modes):
             raise Wrong(
@@ -259,28 +261,41 @@ def _check_pair(train_images, plain_images, size):
         )
     for name, images in (("train", train_images), ("plain", plain_images)):
         if len(images) != 6:
-            raise Wrong(f"{name}_images has {len(images)} images, the folder has 6.")
+            raise Wrong(
+                "{}_images has {} images, the folder has 6.",
+                name,
+                len(images),
+            )
         for number, value in ((0, -1.0), (1, 1.0)):
             picture, _ = images[number]
             shape = getattr(picture, "shape", type(picture).__name__)
             if shape != (3, size, size):
                 raise Wrong(
-                    f"An image from {name}_images should have the shape "
-                    f"{(3, size, size)}; found {shape}. Section 4."
+                    "An image from {}_images should have the shape {}; found {}. "
+                    "Section 4.",
+                    name,
+                    (3, size, size),
+                    shape,
                 )
             if picture.dtype != torch.float32:
                 raise Wrong(
-                    f"An image from {name}_images should be torch.float32, as the "
-                    f"network's weights are; found {picture.dtype}. Section 4."
+                    "An image from {}_images should be torch.float32, as the "
+                    "network's weights are; found {}. Section 4.",
+                    name,
+                    picture.dtype,
                 )
             if not torch.allclose(picture, torch.tensor(value), atol=0.02):
                 colour, mean = "black" if value < 0 else "white", picture.mean()
                 raise Wrong(
-                    f"A {colour} image from {name}_images should be {value} "
-                    f"everywhere; found {mean:.2f} on average. Both transforms need "
-                    "the same normalization, the one that the network was trained "
-                    "with. (And crop and mirror only: rotations and colour changes "
-                    "are not part of this exercise.) Section 4."
+                    "A {} image from {}_images should be {} everywhere; found "
+                    "{:.2f} on average. Both transforms need the same "
+                    "normalization, the one that the network was trained with. (And "
+                    "crop and mirror only: rotations and colour changes are not "
+                    "part of this exercise.) Section 4.",
+                    colour,
+                    name,
+                    value,
+                    mean,
                 )
     reads = [plain_images[2][0] for _ in range(12)]
     if any(not torch.equal(reads[0], read) for read in reads):
@@ -301,8 +316,9 @@ def _check_pair(train_images, plain_images, size):
     if len(mirrored) == 1:
         often = "every" if mirrored == {True} else "no"
         raise Wrong(
-            f"train_images mirrors {often} image: RandomHorizontalFlip does it with "
-            "probability 0.5. Section 4."
+            "train_images mirrors {} image: RandomHorizontalFlip does it with "
+            "probability 0.5. Section 4.",
+            often,
         )
     if len(kinds) == 2:
         raise Wrong("train_images only mirrors: crop at random too. Section 4.")
@@ -431,25 +447,36 @@ def _check_five_classes(for_five_classes):
     before = copy.deepcopy(model.state_dict())
     optimizer = for_five_classes(model)
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise Wrong(f"Return the optimizer; found {type(optimizer).__name__}.")
+        raise Wrong(
+            "Return the optimizer; found {}.",
+            type(optimizer).__name__,
+        )
     if not isinstance(optimizer, torch.optim.AdamW):
-        raise Wrong(f"Return an AdamW; found {type(optimizer).__name__}. Section 5.")
+        raise Wrong(
+            "Return an AdamW; found {}. Section 5.",
+            type(optimizer).__name__,
+        )
     with torch.no_grad():
         outputs = model.eval()(torch.zeros(1, 3, 32, 32)).shape[1]
     if outputs != 5:
         raise Wrong(
-            f"The model you were given has {outputs} outputs, not 5. Replace its last "
-            "layer, model.fc, in place. Section 2."
+            "The model you were given has {} outputs, not 5. Replace its last "
+            "layer, model.fc, in place. Section 2.",
+            outputs,
         )
     if not isinstance(model.fc, nn.Linear) or model.fc.in_features != 512:
         raise Wrong(
-            f"model.fc should be one new Linear(512, 5); found {model.fc}. A layer "
-            "behind the old one gets its 1,000 scores, not the features. Section 2."
+            "model.fc should be one new Linear(512, 5); found {}. A layer behind "
+            "the old one gets its 1,000 scores, not the features. Section 2.",
+            model.fc,
         )
     after = model.state_dict()
     lost = [k for k in before if k[:2] != "fc" and not torch.equal(before[k], after[k])]
     if lost:
-        raise Wrong(f"You changed the body's weights: {lost[0]}. Section 2.")
+        raise Wrong(
+            "You changed the body's weights: {}. Section 2.",
+            lost[0],
+        )
     parts = {name: name.split(".")[0] for name, _ in model.named_parameters()}
     open_parts = {parts[n] for n, p in model.named_parameters() if p.requires_grad}
     shut = {parts[n] for n, p in model.named_parameters() if not p.requires_grad}
@@ -461,7 +488,10 @@ def _check_five_classes(for_five_classes):
     if "layer4" in shut:
         raise Wrong("layer4 is frozen: it should train as well. Section 5.")
     if extra := sorted(open_parts - {"fc", "layer4"}):
-        raise Wrong(f"{extra} still train. Freeze the whole model first. Section 2.")
+        raise Wrong(
+            "{} still train. Freeze the whole model first. Section 2.",
+            extra,
+        )
     rates = _rates(optimizer)
     named = dict(model.named_parameters())
     if any(id(p) not in rates for n, p in named.items() if parts[n] == "fc"):
@@ -487,14 +517,17 @@ def _check_five_classes(for_five_classes):
     )
     if head == last:
         raise Wrong(
-            f"Head and layer4 have the same learning rate, {head}. Give each its own "
-            "parameter group: 1e-3 for the head, 1e-4 for layer4. Section 5."
+            "Head and layer4 have the same learning rate, {}. Give each its own "
+            "parameter group: 1e-3 for the head, 1e-4 for layer4. Section 5.",
+            head,
         )
     if (head, last) != ({1e-3}, {1e-4}):
         raise Wrong(
-            f"The head's learning rate should be 1e-3 and layer4's 1e-4; found {head} "
-            f"and {last}. The new head needs large steps; large steps destroy what "
-            "layer4 has learned. Section 5."
+            "The head's learning rate should be 1e-3 and layer4's 1e-4; found {} "
+            "and {}. The new head needs large steps; large steps destroy what "
+            "layer4 has learned. Section 5.",
+            head,
+            last,
         )
 
 
@@ -662,40 +695,55 @@ def _check_one_run(keep_best, val, best):
 
     found = keep_best(model, train_epoch, val_loss, test_acc, len(val))
     if len(trained) != len(val):
-        raise Wrong(f"Train for {len(val)} epochs; your loop ran {len(trained)}.")
+        raise Wrong(
+            "Train for {} epochs; your loop ran {}.",
+            len(val),
+            len(trained),
+        )
     if len(tested) > 1:
         raise Wrong(
-            f"The test data were used {len(tested)} times. What is chosen by the test "
-            "data looks better on them than it is: choose by the validation loss, and "
-            "test once, at the end. Section 6."
+            "The test data were used {} times. What is chosen by the test data "
+            "looks better on them than it is: choose by the validation loss, and "
+            "test once, at the end. Section 6.",
+            len(tested),
         )
     if epoch() == len(val) != best:
         raise Wrong(
-            f"Epoch {best} had the lowest validation loss, but the model ends with the "
-            "weights of the last epoch. Either they were not loaded, or what was kept "
-            "has changed with the model: state_dict() copies no tensor. Section 4."
+            "Epoch {} had the lowest validation loss, but the model ends with the "
+            "weights of the last epoch. Either they were not loaded, or what was "
+            "kept has changed with the model: state_dict() copies no tensor. "
+            "Section 4.",
+            best,
         )
     if best == len(val) and epoch() != best:
         raise Wrong(
-            f"Epoch {best}, the last, had the lowest validation loss; the model ends "
-            f"with the weights of epoch {epoch()}. Measure the loss after each epoch's "
-            "training, the last one's too. Section 4."
+            "Epoch {}, the last, had the lowest validation loss; the model ends "
+            "with the weights of epoch {}. Measure the loss after each epoch's "
+            "training, the last one's too. Section 4.",
+            best,
+            epoch(),
         )
     if epoch() != best:
         raise Wrong(
-            f"The validation losses are {val}, so epoch {best} is the best; the model "
-            f"ends with the weights of epoch {epoch()}. A loss is better when it is "
-            "lower. Section 4."
+            "The validation losses are {}, so epoch {} is the best; the model ends "
+            "with the weights of epoch {}. A loss is better when it is lower. "
+            "Section 4.",
+            val,
+            best,
+            epoch(),
         )
     if not tested or tested[0] != best:
         raise Wrong(
-            f"Test the weights that you kept, of epoch {best}; tested were those of "
-            f"epoch {tested[0] if tested else 'none'}. Load them first. Section 6."
+            "Test the weights that you kept, of epoch {}; tested were those of "
+            "epoch {}. Load them first. Section 6.",
+            best,
+            tested[0] if tested else "none",
         )
     if found != _TEST[best - 1]:
         raise Wrong(
-            f"Return the test accuracy of the kept weights, {_TEST[best - 1]}; found "
-            f"{found}. Section 6."
+            "Return the test accuracy of the kept weights, {}; found {}. Section 6.",
+            _TEST[best - 1],
+            found,
         )
 
 
@@ -855,20 +903,24 @@ def _check_features_once(features_once):
         found = features_once(body, images, size)
         if not isinstance(found, torch.Tensor) or found.dim() != 2:
             raise Wrong(
-                "Return one tensor (N, F); yours is "
-                f"{getattr(found, 'shape', found)!r}."
+                "Return one tensor (N, F); yours is {!r}.",
+                getattr(found, "shape", found),
             )
         if len(found) != len(images):
             raise Wrong(
-                f"For {len(images)} images in batches of {size} there are "
-                f"{len(found)} rows of features: the last batch may be shorter, and "
-                "its images need features too. Try images.split(batch_size)."
+                "For {} images in batches of {} there are {} rows of features: the "
+                "last batch may be shorter, and its images need features too. Try "
+                "images.split(batch_size).",
+                len(images),
+                size,
+                len(found),
             )
         moved = [n for n, b in body.named_buffers() if not torch.equal(b, buffers[n])]
         if moved:
             raise Wrong(
-                f"The body came in train mode and stayed in it: {moved} moved, and an "
-                "image's features depend on its batch. Section 2."
+                "The body came in train mode and stayed in it: {} moved, and an "
+                "image's features depend on its batch. Section 2.",
+                moved,
             )
         if found.is_inference():
             raise Wrong(
@@ -995,7 +1047,10 @@ def _check_margin(margin):
     ):
         found = margin(list(ours), {name: list(c) for name, c in controls.items()})
         if not isinstance(found, tuple) or len(found) != 2:
-            raise Wrong(f"Return (mean difference, seeds ahead); yours is {found!r}.")
+            raise Wrong(
+                "Return (mean difference, seeds ahead); yours is {!r}.",
+                found,
+            )
         strongest = max(controls.values(), key=sum)
         pairs = list(zip(ours, strongest, strict=True))
         mean = sum(a - b for a, b in pairs) / len(pairs)
@@ -1030,8 +1085,14 @@ def _check_margin(margin):
                 "the strongest control's, and equal is not ahead."
             )
         raise Wrong(
-            f"{reason} For ours {ours} and controls {controls} expected "
-            f"({mean:.4f}, {ahead}), found {found}. Section 6."
+            "{} For ours {} and controls {} expected ({:.4f}, {}), found {}. "
+            "Section 6.",
+            reason,
+            ours,
+            controls,
+            mean,
+            ahead,
+            found,
         )
 
 

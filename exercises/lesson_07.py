@@ -127,35 +127,65 @@ def _check_min_devices(min_devices):
         if found == expected and isinstance(found, int):
             continue
         if found is None:
-            raise Wrong(f"{asked} returns None. Is there a `return`?")
+            raise Wrong(
+                "{} returns None. Is there a `return`?",
+                asked,
+            )
         if found == expected:
-            raise Wrong(f"{asked} returns {found!r}. Return an int.")
+            raise Wrong(
+                "{} returns {!r}. Return an int.",
+                asked,
+                found,
+            )
         if found < expected and found == math.floor(total_gib / device_gib):
             raise Wrong(
-                f"{asked} should be {expected}, found {found}: {found} devices hold "
-                f"only {found * device_gib:.1f} of the {total_gib:.1f} GiB. Round up, "
-                "not down."
+                "{} should be {}, found {}: {} devices hold only {:.1f} of the "
+                "{:.1f} GiB. Round up, not down.",
+                asked,
+                expected,
+                found,
+                found,
+                found * device_gib,
+                total_gib,
             )
         if found == math.floor(total_gib / device_gib) + 1:
             raise Wrong(
-                f"{asked} should be {expected}, found {found}. Here the model fits "
-                "exactly, so always adding 1 gives one device too many."
+                "{} should be {}, found {}. Here the model fits exactly, so always "
+                "adding 1 gives one device too many.",
+                asked,
+                expected,
+                found,
             )
         if found == math.ceil(params * bytes_each / 1e9 / device_gib):
             raise Wrong(
-                f"{asked} should be {expected}, found {found}: dividing by 1e9 gives "
-                "GB. A GiB is 2**30 bytes. Section 1."
+                "{} should be {}, found {}: dividing by 1e9 gives GB. A GiB is "
+                "2**30 bytes. Section 1.",
+                asked,
+                expected,
+                found,
             )
         if found == math.ceil(params * 4 / 2**30 / device_gib):
             raise Wrong(
-                f"{asked} should be {expected}, found {found}: you count 4 bytes per "
-                "parameter, the weights alone. Use bytes_each. Section 1."
+                "{} should be {}, found {}: you count 4 bytes per parameter, the "
+                "weights alone. Use bytes_each. Section 1.",
+                asked,
+                expected,
+                found,
             )
         if math.isclose(found, total_gib / device_gib):
-            raise Wrong(f"{asked} returns {found!r}. The number of devices is an int.")
+            raise Wrong(
+                "{} returns {!r}. The number of devices is an int.",
+                asked,
+                found,
+            )
         raise Wrong(
-            f"{asked} should be {expected}, found {found}: {total_gib:.1f} GiB are "
-            f"needed, and each device has {device_gib}. Section 1."
+            "{} should be {}, found {}: {:.1f} GiB are needed, and each device has "
+            "{}. Section 1.",
+            asked,
+            expected,
+            found,
+            total_gib,
+            device_gib,
         )
 
 
@@ -218,14 +248,17 @@ def _check_backward_in_parts(backward_in_parts):
         seen, rows = [len(part) for part in rows], torch.cat(rows)
         if max(seen) > size:
             raise Wrong(
-                f"With size={size}, the model gets {max(seen)} samples at once. "
-                "Larger micro-batches need more memory, so this saves no memory. "
-                "Section 2."
+                "With size={}, the model gets {} samples at once. Larger "
+                "micro-batches need more memory, so this saves no memory. Section 2.",
+                size,
+                max(seen),
             )
         if len(rows) < num_samples:
             raise Wrong(
-                f"The model sees only {len(rows)} of {num_samples} samples. The last, "
-                "smaller micro-batch belongs to the batch too."
+                "The model sees only {} of {} samples. The last, smaller "
+                "micro-batch belongs to the batch too.",
+                len(rows),
+                num_samples,
             )
 
         def gradient(reduce, model=model, inputs=inputs, labels=labels):
@@ -250,30 +283,39 @@ def _check_backward_in_parts(backward_in_parts):
             continue
         if is_of(torch.sum):
             raise Wrong(
-                f"{given}, the gradient is that of the *sum* of the losses, "
-                f"{num_samples} times too large. Divide by len(inputs)."
+                "{}, the gradient is that of the *sum* of the losses, {} times too "
+                "large. Divide by len(inputs).",
+                given,
+                num_samples,
             )
         if is_of(sum_of_means):
             raise Wrong(
-                f"{given}, the means of the micro-batches are added up and not "
-                f"averaged: the gradient is about {num_parts} times too large."
+                "{}, the means of the micro-batches are added up and not averaged: "
+                "the gradient is about {} times too large.",
+                given,
+                num_parts,
             )
         if is_of(lambda losses, n=num_parts: sum_of_means(losses) / n):
             raise Wrong(
-                f"{given}, every micro-batch counts the same, so a sample in the last "
-                f"one (size {seen[-1]}) counts more than the others. "
-                "Weight each mean by its number of samples."
+                "{}, every micro-batch counts the same, so a sample in the last one "
+                "(size {}) counts more than the others. Weight each mean by its "
+                "number of samples.",
+                given,
+                seen[-1],
             )
         if is_of(lambda losses, n=seen[-1]: losses[-n:].sum() / len(losses)) or is_of(
             lambda losses, n=seen[-1]: losses[-n:].mean()
         ):
             raise Wrong(
-                f"{given}, the gradient is that of the last micro-batch alone. "
-                "backward() adds to .grad; do not set it to zero in between."
+                "{}, the gradient is that of the last micro-batch alone. backward() "
+                "adds to .grad; do not set it to zero in between.",
+                given,
             )
         raise Wrong(
-            f"{given}, the gradient is not that of the batch's mean loss: it differs "
-            f"by up to {(found - gradient(torch.mean)).abs().max():.2g}."
+            "{}, the gradient is not that of the batch's mean loss: it differs by "
+            "up to {:.2g}.",
+            given,
+            (found - gradient(torch.mean)).abs().max(),
         )
 
 
@@ -410,7 +452,10 @@ def _check_shard(shard):
                 "fully_shard on the blocks first, and on the model last. Section 5."
             ) from None
         if not isinstance(optimizer, torch.optim.Adam):
-            raise Wrong(f"Return the Adam optimizer; found {type(optimizer).__name__}.")
+            raise Wrong(
+                "Return the Adam optimizer; found {}.",
+                type(optimizer).__name__,
+            )
         found = {"model": isinstance(model, FSDPModule)}
         found["blocks"] = [
             any(isinstance(module, FSDPModule) for module in block.modules())
@@ -449,7 +494,10 @@ def _check_shard(shard):
             "Section 5."
         )
     if not all(found["blocks"]):
-        raise Wrong(f"Some blocks are not wrapped: {found['blocks']}. Section 5.")
+        raise Wrong(
+            "Some blocks are not wrapped: {}. Section 5.",
+            found["blocks"],
+        )
     if not found["model"] and not found["whole"]:
         raise Wrong(
             "All layers are sharded, but the model itself is not wrapped. Call "
@@ -457,8 +505,9 @@ def _check_shard(shard):
         )
     if found["whole"]:
         raise Wrong(
-            f"Every rank holds all of {found['whole']}. They are in no block, so call "
-            "fully_shard on the model too, after the blocks. Section 5."
+            "Every rank holds all of {}. They are in no block, so call fully_shard "
+            "on the model too, after the blocks. Section 5.",
+            found["whole"],
         )
     if found["foreign"]:
         raise Wrong(
@@ -468,8 +517,9 @@ def _check_shard(shard):
         )
     if found["gap"] > 1e-9:
         raise Wrong(
-            f"After two steps, the weights differ by {found['gap']:.2g} from those of "
-            "one process with Adam and lr=0.01. Which optimizer do you return?"
+            "After two steps, the weights differ by {:.2g} from those of one "
+            "process with Adam and lr=0.01. Which optimizer do you return?",
+            found["gap"],
         )
 
 
@@ -617,9 +667,11 @@ def _check_pair(pair):
     for rank, found in enumerate(results):
         if found["shape"]:
             raise Wrong(
-                f"For x of shape (3, 6), rank {rank} returns {found['shape']}, not "
-                "(3, 4). Take rows of first.weight, and *columns* of second.weight: "
-                "weights are stored as (outputs, inputs). Section 7."
+                "For x of shape (3, 6), rank {} returns {}, not (3, 4). Take rows "
+                "of first.weight, and *columns* of second.weight: weights are "
+                "stored as (outputs, inputs). Section 7.",
+                rank,
+                found["shape"],
             )
         if found["bias twice"]:
             raise Wrong(
@@ -646,15 +698,18 @@ def _check_pair(pair):
             )
         if found["calls"] > 1:
             raise Wrong(
-                f"{found['calls']} all_reduce calls with shapes {found['sent']}. One "
-                "is enough: ReLU works on each hidden number separately, so "
-                "nothing has to be exchanged before the second Linear. Section 7."
+                "{} all_reduce calls with shapes {}. One is enough: ReLU works on "
+                "each hidden number separately, so nothing has to be exchanged "
+                "before the second Linear. Section 7.",
+                found["calls"],
+                found["sent"],
             )
         if not found["equal"]:
             raise Wrong(
-                f"Rank {rank}'s result differs from second(relu(first(x))). Does each "
-                "rank take *other* rows of first.weight, the same part of first.bias, "
-                "and the matching columns of second.weight?"
+                "Rank {}'s result differs from second(relu(first(x))). Does each "
+                "rank take *other* rows of first.weight, the same part of "
+                "first.bias, and the matching columns of second.weight?",
+                rank,
             )
 
 
@@ -863,24 +918,29 @@ def _check_gated_plan(gated_plan):
 
     found = _on_ranks(on_each)[0]
     if "kind" in found:
-        raise Wrong(f"Return a dictionary, name: style. Found a {found['kind']}.")
+        raise Wrong(
+            "Return a dictionary, name: style. Found a {}.",
+            found["kind"],
+        )
     if "unknown" in found:
         raise Wrong(
-            f"The block has no {found['unknown']}: its Linears are gate, up and down."
+            "The block has no {}: its Linears are gate, up and down.",
+            found["unknown"],
         )
     if "missing" in found:
         raise Wrong(
-            f"{found['missing']} is not in the plan, so every rank computes it whole. "
-            "gate's output and up's output are multiplied elementwise: both need the "
-            "same split, and down needs the one that fits. Section 2."
+            "{} is not in the plan, so every rank computes it whole. gate's output "
+            "and up's output are multiplied elementwise: both need the same split, "
+            "and down needs the one that fits. Section 2.",
+            found["missing"],
         )
     if "classes" in found:
         raise Wrong("Give instances, ColwiseParallel(), and not the class itself.")
     if "error" in found:
         raise Wrong(
-            f"The block fails: {found['error']!r}. Its halves do not fit together. "
-            "Which input does each style expect, and which output does it return? "
-            "Section 2."
+            "The block fails: {!r}. Its halves do not fit together. Which input "
+            "does each style expect, and which output does it return? Section 2.",
+            found["error"],
         )
     if not found["equal"] or not found["gradient"]:
         raise Wrong(
@@ -890,9 +950,11 @@ def _check_gated_plan(gated_plan):
     total = sum(found["counts"].values())
     if total != 1:
         raise Wrong(
-            f"Right, but forward calls {total} collectives: {found['counts']}, "
-            "where one is enough. Which split lets silu and the product work on a "
-            "rank's own hidden numbers? Sections 1 and 2."
+            "Right, but forward calls {} collectives: {}, where one is enough. "
+            "Which split lets silu and the product work on a rank's own hidden "
+            "numbers? Sections 1 and 2.",
+            total,
+            found["counts"],
         )
 
 
@@ -989,8 +1051,8 @@ def _check_sampler_for(sampler_for):
                 places.append(mesh["dp"].get_local_rank())
             if not isinstance(sampler, DistributedSampler):
                 raise Wrong(
-                    "Return a DistributedSampler; found "
-                    f"{type(sampler).__name__}. Section 4."
+                    "Return a DistributedSampler; found {}. Section 4.",
+                    type(sampler).__name__,
                 )
             images.append(list(sampler))
         for a, b in itertools.combinations(range(len(places)), 2):
@@ -1001,18 +1063,22 @@ def _check_sampler_for(sampler_for):
             )
             if same_place and not same_images:
                 raise Wrong(
-                    f"{shown}They are in one tp group: each has a part of the weights, "
-                    "so both halves have to see the *same* images. Section 4."
+                    "{}They are in one tp group: each has a part of the weights, so "
+                    "both halves have to see the *same* images. Section 4.",
+                    shown,
                 )
             if not same_place and set(images[a]) & set(images[b]):
                 raise Wrong(
-                    f"{shown}They are at different places in dp, so no image should "
-                    "come twice. Section 4."
+                    "{}They are at different places in dp, so no image should come "
+                    "twice. Section 4.",
+                    shown,
                 )
         if missing := set(dataset) - set().union(*images):
             raise Wrong(
-                f"On a mesh of {shape}, nobody gets the images {sorted(missing)}. How "
-                "many shares of the data set are needed? Section 4."
+                "On a mesh of {}, nobody gets the images {}. How many shares of the "
+                "data set are needed? Section 4.",
+                shape,
+                sorted(missing),
             )
 
 

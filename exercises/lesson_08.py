@@ -709,11 +709,16 @@ def _check_elastic_loss(elastic_loss):
             mine = x[rank::world_size]
             loss = elastic_loss(weight * mine, batch_size, world_size)
             if not isinstance(loss, torch.Tensor) or loss.shape != ():
-                raise Wrong(f"{case}: expected a tensor of shape (), found {loss!r}.")
+                raise Wrong(
+                    "{}: expected a tensor of shape (), found {!r}.",
+                    case,
+                    loss,
+                )
             if not loss.requires_grad:
                 raise Wrong(
-                    f"{case}: the loss has no gradient. Keep it a tensor: .item(), "
-                    "float() and .detach() cut it off."
+                    "{}: the loss has no gradient. Keep it a tensor: .item(), "
+                    "float() and .detach() cut it off.",
+                    case,
                 )
             gradients += torch.autograd.grad(loss, weight)
         found = sum(gradients).item() / world_size  # as DDP does
@@ -737,10 +742,18 @@ def _check_elastic_loss(elastic_loss):
         ]  # fmt: skip
         for value, reason in reasons:
             if math.isclose(found, value, rel_tol=1e-9):
-                raise Wrong(f"{case} the gradient is {found:.6g}: {reason} Section 4.")
+                raise Wrong(
+                    "{} the gradient is {:.6g}: {} Section 4.",
+                    case,
+                    found,
+                    reason,
+                )
         raise Wrong(
-            f"{case} the gradient is {found:.6g} after DDP's average, but the mean "
-            f"over the whole batch has {best:.6g}. Section 4."
+            "{} the gradient is {:.6g} after DDP's average, but the mean over the "
+            "whole batch has {:.6g}. Section 4.",
+            case,
+            found,
+            best,
         )
 
 
