@@ -544,9 +544,11 @@ def _check_many(program, n=24, batch_size=8, num_epochs=2, lr=0.5):
 
     (state_0, asked_0, printed_0), (state_1, asked_1, printed_1) = _on_ranks(
         on_each,
-        "A rank waits, or is ended: the ranks do not call the same collectives. "
-        "Give each the same number of batches, and keep all_reduce out of any `if` "
-        "that only rank 0 enters. Section 4, the hang.",
+        N_(
+            "A rank waits, or is ended: the ranks do not call the same collectives. "
+            "Give each the same number of batches, and keep all_reduce out of any `if` "
+            "that only rank 0 enters. Section 4, the hang."
+        ),
     )
     if any(key.startswith("module.") for key in state_0):
         raise Wrong(
