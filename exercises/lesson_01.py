@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from exercises import Exercise, Wrong, choice, define
+from exercises import N_, Exercise, Wrong, choice, define
 
 QUIZZES = {
     "survey": [
@@ -356,9 +356,9 @@ def _check_make_net(make_net):
     for old, new in zip(given[:3], net, strict=False):
         image = old(image)
         if _settings(old) != _settings(new):
-            why = "It accepts images of any size"
+            why = N_("It accepts images of any size")
             if isinstance(old, nn.Flatten):
-                why = "The batch must stay a dimension of its own"
+                why = N_("The batch must stay a dimension of its own")
             raise Wrong(
                 "You changed {} to {}. {}, so leave it as it was, and change the "
                 "Linear layer to fit what it receives. Section 5.",
@@ -401,15 +401,19 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
 
 def _size_hint(linear: nn.Linear) -> str:
     if linear.out_features == 8 * 6 * 6:
-        return "Linear's arguments are inputs, then outputs."
+        return N_("Linear's arguments are inputs, then outputs.")
     return {
-        8 * 12 * 12: "You left out the pooling, which halves the side.",
-        2 * 8 * 6 * 6: "The batch is not among a layer's inputs.",
-        6 * 6: "All 8 channels are flattened, not one.",
-        8: "Flatten keeps height and width, so the inputs are more than 8 channels.",
-        8 * 5 * 5: "The convolution's side is 12: a kernel of 5 takes away 4, not 5.",
-        8 * 14 * 14: "Without padding the convolution gives 12, not 14.",
-    }.get(linear.in_features, "Compute the side layer by layer.")
+        8 * 12 * 12: N_("You left out the pooling, which halves the side."),
+        2 * 8 * 6 * 6: N_("The batch is not among a layer's inputs."),
+        6 * 6: N_("All 8 channels are flattened, not one."),
+        8: N_(
+            "Flatten keeps height and width, so the inputs are more than 8 channels."
+        ),
+        8 * 5 * 5: N_(
+            "The convolution's side is 12: a kernel of 5 takes away 4, not 5."
+        ),
+        8 * 14 * 14: N_("Without padding the convolution gives 12, not 14."),
+    }.get(linear.in_features, N_("Compute the side layer by layer."))
 
 
 def _start_make_net():
@@ -575,11 +579,15 @@ def _check_run_with_hooks(run_with_hooks):
         "`finally` always does.",
     )
     if seen != ["Linear", "ReLU", "Linear"]:
-        why = "Put it on the leaves alone: modules() without those that have children."
+        why = N_(
+            "Put it on the leaves alone: modules() without those that have children."
+        )
         if not seen:
-            why = "Put it on before the model runs, and take it off after, not before."
+            why = N_(
+                "Put it on before the model runs, and take it off after, not before."
+            )
         elif seen == ["Linear", "ReLU", "Linear"] * (len(seen) // 3):
-            why = "Run the model once, with one hook on each leaf."
+            why = N_("Run the model once, with one hook on each leaf.")
         raise Wrong(
             "The hook should be called for the leaves Linear, ReLU, Linear, in this "
             "order. It was called for {}. {} Section 3.",
@@ -882,20 +890,21 @@ def _check_mini_summary(mini_summary):
     names, expected = [row[0] for row in rows], [row[0] for row in NESTED_ROWS]
     if names != expected:
         if sorted(names) == sorted(expected):
-            why = "Rows come in the order of the calls, not of the definitions."
+            why = N_("Rows come in the order of the calls, not of the definitions.")
         elif sorted(set(names)) == sorted(set(expected)):
-            why = "A layer that is called twice has two rows, one for each call."
+            why = N_("A layer that is called twice has two rows, one for each call.")
         elif len(names) == len(expected) and len(set(names)) == 1:
-            why = (
-                "All rows have the last name: a hook made in a loop looks `name` up "
-                "when it is called. Look the name up by the layer instead."
+            why = N_(
+                "All rows have the last name: a hook made in a loop looks "
+                "`name` up when it is called. Look the name up by the layer "
+                "instead."
             )
         elif {"body", "body.1", ""} & set(names):
-            why = "Containers have no row: take modules that have no children."
+            why = N_("Containers have no row: take modules that have no children.")
         elif {"0", "1", "Linear"} & set(names):
-            why = "Take the full name, `body.1.0`: model.named_modules() gives it."
+            why = N_("Take the full name, `body.1.0`: model.named_modules() gives it.")
         else:
-            why = "model.named_modules() gives all modules with their names."
+            why = N_("model.named_modules() gives all modules with their names.")
         raise Wrong(
             "The names should be {}; yours are {}. {} Section 3.",
             expected,
@@ -906,30 +915,34 @@ def _check_mini_summary(mini_summary):
         if found == wanted:
             continue
         if found[1] != wanted[1]:
-            why = "The shape is that of the layer's output, a tuple or a torch.Size."
+            why = N_(
+                "The shape is that of the layer's output, a tuple or a torch.Size."
+            )
         elif wanted[0] == "again":
-            why = "This layer has been counted already, in its first row."
+            why = N_("This layer has been counted already, in its first row.")
         elif wanted[0] == "tied":
-            why = (
-                "Its weight is the same tensor as that of `again`, and was counted "
-                "there; only its bias is new. Remember tensors, not layers."
+            why = N_(
+                "Its weight is the same tensor as that of `again`, and was "
+                "counted there; only its bias is new. Remember tensors, not "
+                "layers."
             )
         elif wanted[0] == "scale_1":
-            why = (
-                "Its parameter is named `factor`. Ask for layer.parameters(), whatever "
-                "the names are."
+            why = N_(
+                "Its parameter is named `factor`. Ask for layer.parameters(), "
+                "whatever the names are."
             )
         elif wanted[0] == "scale_2":
-            why = (
-                "Its parameter has the same values as another one, but is a tensor of "
-                "its own. Compare identity (`is`, or a set), not values."
+            why = N_(
+                "Its parameter has the same values as another one, but is a "
+                "tensor of its own. Compare identity (`is`, or a set), not "
+                "values."
             )
         elif wanted[0] == "head":
-            why = "Its parameters are frozen, but they are parameters: count them."
+            why = N_("Its parameters are frozen, but they are parameters: count them.")
         else:
-            why = (
-                "No earlier row has counted its parameters. Compare identity (a set "
-                "of tensors), not shapes."
+            why = N_(
+                "No earlier row has counted its parameters. Compare identity (a "
+                "set of tensors), not shapes."
             )
         raise Wrong(
             "Expected the row {}, found {}. {} Section 4.",
@@ -1161,11 +1174,13 @@ class _Odd(nn.Module):
 
 
 COUNT_MISTAKES = {  # by how much the total is wrong
-    25: "The weight that two layers share is counted twice.",
-    25 + 11: "A state_dict holds buffers, too, and a shared tensor under both names.",
-    11: "BatchNorm's buffers are not parameters.",
-    -7: "A parameter of the model itself, not of a layer, is missing.",
-    -18: "A layer that forward() does not use is still part of the model.",
+    25: N_("The weight that two layers share is counted twice."),
+    25 + 11: N_(
+        "A state_dict holds buffers, too, and a shared tensor under both names."
+    ),
+    11: N_("BatchNorm's buffers are not parameters."),
+    -7: N_("A parameter of the model itself, not of a layer, is missing."),
+    -18: N_("A layer that forward() does not use is still part of the model."),
 }
 
 
@@ -1191,18 +1206,20 @@ def _check_count_parameters(count_parameters):
             small,
         )
     if (trainable, total) == expected:
-        why = "Return the total first."
+        why = N_("Return the total first.")
     elif total != expected[0]:
-        why = "Ask the model for its parameters(): each tensor comes once."
+        why = N_("Ask the model for its parameters(): each tensor comes once.")
         why = COUNT_MISTAKES.get(total - expected[0], why)
         if total == len(list(_Odd().parameters())):
-            why = "You count tensors. p.numel() is the number of elements of one."
+            why = N_("You count tensors. p.numel() is the number of elements of one.")
     elif trainable == 43:
-        why = "43 is the number of frozen ones, total - trainable."
+        why = N_("43 is the number of frozen ones, total - trainable.")
     elif trainable == total:
-        why = "Some parameters have requires_grad=False: they are not trainable."
+        why = N_("Some parameters have requires_grad=False: they are not trainable.")
     else:
-        why = "Each has its own requires_grad: a frozen weight's bias can still learn."
+        why = N_(
+            "Each has its own requires_grad: a frozen weight's bias can still learn."
+        )
     raise Wrong(
         "Expected (total, trainable) {}, found {}. {} Section 2.",
         expected,

@@ -337,21 +337,22 @@ def _check_failure(safe_load: Callable, case: str, state: State) -> None:
     if changed:
         parameters = dict(model.named_parameters())
         if model.loads < 2:
-            reason = (
-                "load_state_dict copies what fits before it raises an error. Find all "
-                "mismatches before you load, or load a backup into this model "
-                "(`model = backup` only changes a local name). Section 4."
+            reason = N_(
+                "load_state_dict copies what fits before it raises an error. "
+                "Find all mismatches before you load, or load a backup into "
+                "this model (`model = backup` only changes a local name). "
+                "Section 4."
             )
         elif any(key in parameters for key in changed):
-            reason = (
+            reason = N_(
                 "You loaded a backup, but it already held the new values: it "
-                "shares its memory with the model, or you took it after the load. "
-                "Take a real copy before you load. Section 3."
+                "shares its memory with the model, or you took it after the "
+                "load. Take a real copy before you load. Section 3."
             )
         else:
-            reason = (
-                "All parameters are back, but not the buffers: back up the whole "
-                "state_dict. Section 2."
+            reason = N_(
+                "All parameters are back, but not the buffers: back up the "
+                "whole state_dict. Section 2."
             )
         raise Wrong(
             "After a failed load of a state {}, {} has changed. {}",
@@ -614,23 +615,25 @@ def _check_backbone_of(backbone_of: Callable[[State], State]) -> None:
 
 def _reason(case: str) -> str:
     if case.startswith("module. in the middle"):
-        return (
-            "Only a prefix at the beginning comes from a wrapper, but "
-            "replace removes every match."
+        return N_(
+            "Only a prefix at the beginning comes from a wrapper, but replace "
+            "removes every match."
         )
     if "compile" in case and "D" in case:
-        return "Wrappers can be nested, in either order."
+        return N_("Wrappers can be nested, in either order.")
     if case == "torch.compile":
-        return "torch.compile adds a prefix, too."
+        return N_("torch.compile adds a prefix, too.")
     if case == "the head":
-        return "Leave out the head, whose keys begin with head."
+        return N_("Leave out the head, whose keys begin with head.")
     if case == "a wrapped head":
-        return "The head's keys begin with head. only once the prefixes are stripped."
+        return N_(
+            "The head's keys begin with head. only once the prefixes are stripped."
+        )
     if "backbone" in case:
-        return (
+        return N_(
             'A key with "head" in it belongs to the head only if it begins with "head."'
         )
-    return "Remove the prefix only where a key begins with exactly that prefix."
+    return N_("Remove the prefix only where a key begins with exactly that prefix.")
 
 
 def _strip(key: str) -> str:

@@ -13,7 +13,7 @@ from torchvision import models
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from exercises import Exercise, Wrong, define
+from exercises import N_, Exercise, Wrong, define
 
 
 def _choice(answer: str, correct: bool, feedback: str) -> dict:
@@ -1077,12 +1077,12 @@ def _check_margin(margin):
             text for text, value in reasons.items() if abs(found[0] - value) < 1e-6
         )
         reason = next(
-            close, "That is not the mean difference to the strongest control."
+            close, N_("That is not the mean difference to the strongest control.")
         )
         if abs(found[0] - mean) < 1e-6:
-            reason = (
-                "The mean is right. For the count compare seed with seed: ours against "
-                "the strongest control's, and equal is not ahead."
+            reason = N_(
+                "The mean is right. For the count compare seed with seed: ours "
+                "against the strongest control's, and equal is not ahead."
             )
         raise Wrong(
             "{} For ours {} and controls {} expected ({:.4f}, {}), found {}. "

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from exercises import Exercise, Wrong, choice, define
+from exercises import N_, Exercise, Wrong, choice, define
 from helpers.ranks import run_on_ranks
 
 
@@ -630,16 +630,26 @@ def _check_interval(best_interval):
                 found,
             )
         reasons = [
-            (best * math.sqrt(nodes), "that is the best for *one* node. A failure of "
-             "any node stops the job, so the job fails `nodes` times as often."),
-            (best * nodes, "more nodes fail more often, not less: the time between "
-             "two failures of the job is node_mtbf_s / nodes."),
-            (best / math.sqrt(nodes), "`nodes` belongs under the root: it divides the "
-             "mean time between failures, M."),
-            (best / math.sqrt(2), "a failure loses T / 2 on average, not T: it "
-             "can come at any moment between two saves."),
-            (best**2, "the derivative is zero where T *squared* has this value: the "
-             "square root is missing."),
+            (best * math.sqrt(nodes), N_(
+                "that is the best for *one* node. A failure of any node stops the "
+                "job, so the job fails `nodes` times as often."
+            )),
+            (best * nodes, N_(
+                "more nodes fail more often, not less: the time between two "
+                "failures of the job is node_mtbf_s / nodes."
+            )),
+            (best / math.sqrt(nodes), N_(
+                "`nodes` belongs under the root: it divides the mean time between "
+                "failures, M."
+            )),
+            (best / math.sqrt(2), N_(
+                "a failure loses T / 2 on average, not T: it can come at any moment "
+                "between two saves."
+            )),
+            (best**2, N_(
+                "the derivative is zero where T *squared* has this value: the "
+                "square root is missing."
+            )),
         ]  # fmt: skip
         for value, reason in reasons:
             if math.isclose(found, value, rel_tol=0.01):
@@ -727,18 +737,28 @@ def _check_elastic_loss(elastic_loss):
             continue
         means = [x[rank::world_size].mean().item() for rank in range(world_size)]
         reasons = [
-            (sum(means) / world_size, "that is the mean of the ranks' means. An image "
-             "in a smaller share counts for more than one in a larger share."),
-            (best / world_size, "it is too small by the world size: DDP divides the "
-             "sum of the gradients by it, so your loss has to make up for that."),
-            (sum(means) / world_size**2, "it is a mean of means, divided by the world "
-             "size twice: DDP does that already."),
-            (sum(means), "it is a mean of means, and DDP has already divided by the "
-             "world size: yours grows with the number of ranks."),
-            (best * batch_size / world_size, "it grows with the batch: divide the "
-             "sum by the *global* batch size."),
-            (best * batch_size, "it grows with the batch: divide the sum by the "
-             "*global* batch size."),
+            (sum(means) / world_size, N_(
+                "that is the mean of the ranks' means. An image in a smaller share "
+                "counts for more than one in a larger share."
+            )),
+            (best / world_size, N_(
+                "it is too small by the world size: DDP divides the sum of the "
+                "gradients by it, so your loss has to make up for that."
+            )),
+            (sum(means) / world_size**2, N_(
+                "it is a mean of means, divided by the world size twice: DDP does "
+                "that already."
+            )),
+            (sum(means), N_(
+                "it is a mean of means, and DDP has already divided by the world "
+                "size: yours grows with the number of ranks."
+            )),
+            (best * batch_size / world_size, N_(
+                "it grows with the batch: divide the sum by the *global* batch size."
+            )),
+            (best * batch_size, N_(
+                "it grows with the batch: divide the sum by the *global* batch size."
+            )),
         ]  # fmt: skip
         for value, reason in reasons:
             if math.isclose(found, value, rel_tol=1e-9):
