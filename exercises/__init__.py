@@ -46,6 +46,9 @@ def _catalogue(language: str) -> gettext.NullTranslations:
     return found
 
 
+forget_catalogues = _catalogue.cache_clear
+
+
 def _(message: str) -> str:
     """The message in the notebook's language."""
     return _catalogue(os.environ.get(VARIABLE, "en")).gettext(message)

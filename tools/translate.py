@@ -343,10 +343,12 @@ def write(language: str = LANGUAGE) -> None:
         file = catalogue_file(name, language)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(catalogue_text(catalogue))
+        file.with_suffix(".mo").write_bytes(machine_text(catalogue))
         done = [m for m in catalogue if m.id and m.string]
         fuzzy = sum(m.fuzzy for m in done)
         total = len(set(messages))
         print(f"{name}: {total} messages, {len(done)} translated, {fuzzy} fuzzy")
+    exercises.forget_catalogues()  # what they say stands in the notebooks
     for file, content in edition(language).items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
