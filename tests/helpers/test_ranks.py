@@ -178,7 +178,7 @@ def test_a_function_runs_on_two_ranks(started, capsys):
         if rank == 0:
             dist.barrier()
 
-    assert run_on_ranks(total, timeout_s=2) == [30, 31]
+    assert run_on_ranks(total, timeout_s=5) == [30, 31]
     with pytest.raises(Mine, match="on one rank") as raised:
         run_on_ranks(fails)
     assert "rank 1" in str(raised.value.__cause__)
@@ -186,9 +186,9 @@ def test_a_function_runs_on_two_ranks(started, capsys):
         run_on_ranks(hangs)
     assert run_on_ranks(lambda *sizes: sizes) == [(0, 2), (1, 2)]
 
-    ranks = start_ranks(2, timeout_s=2)
+    ranks = start_ranks(2, timeout_s=5)
     ranks.execute("import os; rank and os._exit(1)", block=False).wait(10)
-    ranks = start_ranks(2, timeout_s=2)
+    ranks = start_ranks(2, timeout_s=5)
     assert ranks["rank"] == [0, 1]
     assert capsys.readouterr().out == 2 * "2 ranks, gloo, cpu\n"
 
