@@ -35,10 +35,10 @@ deeper: .venv/.complete ## the same for the deeper lessons, which are optional
 site: .venv/.complete ## pages of all lessons as stored, in build/site/
 	@$(bin)/python -m tools.site
 
-# On the PATH: what `!` and the terminal start comes from this environment too.
 translate: .venv/.complete ## merge what changed into locale/, write the Korean edition
 	@$(bin)/python -m tools.translate
 
+# On the PATH: what `!` and the terminal start comes from this environment too.
 lab: .venv/.complete ## open JupyterLab on the README and its lessons (PORT=8888)
 	@PATH="$(CURDIR)/$(bin):$$PATH" $(bin)/python -m jupyterlab --port $(PORT) \
 	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/README.md \

@@ -54,9 +54,8 @@ def _(message: str) -> str:
     return _catalogue(os.environ.get(VARIABLE, "en")).gettext(message)
 
 
-def N_(message: str) -> str:
-    """Mark a message for the catalogues that `Wrong` gets by another way."""
-    return message
+class N_(str):
+    """A message for the catalogues that reaches `Wrong` by a name, or as a value."""
 
 
 @contextmanager
@@ -77,12 +76,12 @@ class Wrong(AssertionError):
 
     Args:
         message: as it stands in the catalogues, with `{}` where values go.
-        values: are put in, as `str.format` does; a message among them is translated.
+        values: are put in, as `str.format` does; an `N_` among them is translated.
     """
 
     def __init__(self, message: str, *values: Any) -> None:
         self.message = message
-        spoken = (_(v) if isinstance(v, str) and v else v for v in values)
+        spoken = (_(v) if isinstance(v, N_) else v for v in values)
         super().__init__(_(message).format(*spoken) if values else _(message))
 
 

@@ -472,15 +472,25 @@ def _epochs_start(losses):
     return len(losses)
 
 
-def _epochs_solution(losses):
-    best = float("inf")
-    for epoch, loss in enumerate(losses, start=1):
-        dist.barrier()
+def _epochs_with(share):
+    """Early stopping by what `share(loss)` leaves in this rank's loss."""
+
+    def epochs_trained(losses):
+        best = float("inf")
+        for epoch, loss in enumerate(losses, start=1):
+            dist.barrier()
+            share(loss)
+            if loss >= best:
+                return epoch
+            best = loss
+        return len(losses)
+
+    return epochs_trained
+
+
+def _reduce_in_if(loss):
+    if dist.get_rank() == 0:
         dist.all_reduce(loss)
-        if loss >= best:
-            return epoch
-        best = loss
-    return len(losses)
 
 
 def _epochs_only_0(losses):
@@ -488,62 +498,6 @@ def _epochs_only_0(losses):
     for epoch, loss in enumerate(losses, start=1):
         dist.barrier()
         if dist.get_rank() == 0 and loss >= best:
-            return epoch
-        best = loss
-    return len(losses)
-
-
-def _epochs_reduce_in_if(losses):
-    best = float("inf")
-    for epoch, loss in enumerate(losses, start=1):
-        dist.barrier()
-        if dist.get_rank() == 0:
-            dist.all_reduce(loss)
-        if loss >= best:
-            return epoch
-        best = loss
-    return len(losses)
-
-
-def _epochs_of_rank_0(losses):
-    best = float("inf")
-    for epoch, loss in enumerate(losses, start=1):
-        dist.barrier()
-        dist.broadcast(loss, 0)
-        if loss >= best:
-            return epoch
-        best = loss
-    return len(losses)
-
-
-def _epochs_of_rank_1(losses):
-    best = float("inf")
-    for epoch, loss in enumerate(losses, start=1):
-        dist.barrier()
-        dist.broadcast(loss, 1)
-        if loss >= best:
-            return epoch
-        best = loss
-    return len(losses)
-
-
-def _epochs_min(losses):
-    best = float("inf")
-    for epoch, loss in enumerate(losses, start=1):
-        dist.barrier()
-        dist.all_reduce(loss, dist.ReduceOp.MIN)
-        if loss >= best:
-            return epoch
-        best = loss
-    return len(losses)
-
-
-def _epochs_reduce_to_0(losses):
-    best = float("inf")
-    for epoch, loss in enumerate(losses, start=1):
-        dist.barrier()
-        dist.reduce(loss, 0)
-        if loss >= best:
             return epoch
         best = loss
     return len(losses)
@@ -588,7 +542,7 @@ epochs_trained = Exercise(
         "dist.all_reduce(loss) before the `if`, on every rank. (The sum rises and "
         "falls with the mean, so you need not divide.)",
     ],
-    solution=_epochs_solution,
+    solution=_epochs_with(dist.all_reduce),
     text="""
 def epochs_trained(losses):
     best = float("inf")
@@ -602,13 +556,16 @@ def epochs_trained(losses):
 """,
     wrong_answers=[
         (_epochs_only_0, "should be 3"),
-        (_epochs_reduce_in_if, "it hangs"),
-        (_epochs_of_rank_0, "decision of one rank"),
+        (_epochs_with(_reduce_in_if), "it hangs"),
+        (_epochs_with(lambda loss: dist.broadcast(loss, 0)), "decision of one rank"),
         (_epochs_greater, "should be 2"),
         (_epochs_no_barrier, "decide by different numbers"),
-        (_epochs_of_rank_1, "decision of one rank"),
-        (_epochs_min, "should be 3"),
-        (_epochs_reduce_to_0, "it hangs"),
+        (_epochs_with(lambda loss: dist.broadcast(loss, 1)), "decision of one rank"),
+        (
+            _epochs_with(lambda loss: dist.all_reduce(loss, dist.ReduceOp.MIN)),
+            "should be 3",
+        ),
+        (_epochs_with(lambda loss: dist.reduce(loss, 0)), "it hangs"),
         (_epochs_no_return, "found None"),
     ],
 )

@@ -167,8 +167,18 @@ def catalogue_text(catalogue: Catalog) -> bytes:
     return buffer.getvalue()
 
 
+def spoken_files(language: str = LANGUAGE) -> dict[Path, bytes]:
+    """The .mo files: what exercises say. Nothing else is read at run time."""
+    return {
+        catalogue_file(name, language).with_suffix(".mo"): machine_text(
+            read_catalogue(name, language)
+        )
+        for name, messages in sources().items()
+        if name not in PAGES and any(context is None for context, _ in messages)
+    }
+
+
 def machine_text(catalogue: Catalog) -> bytes:
-    """The .mo file: what exercises say. Nothing else is read at run time."""
     spoken = Catalog(locale=catalogue.locale, creation_date=catalogue.creation_date)
     spoken.revision_date = catalogue.creation_date
     for message in catalogue:
@@ -280,9 +290,7 @@ def edition(language: str = LANGUAGE) -> dict[Path, bytes]:
                 cell.source = in_one_folder(cell.source, file.parent, language)
         text = notebook_text(notebook)
         files[NOTEBOOKS / language / file.name] = text.encode()
-    for name in sources():
-        if spoken := machine_text(read_catalogue(name, language)):
-            files[catalogue_file(name, language).with_suffix(".mo")] = spoken
+    files |= spoken_files(language)
     files[ROOT / f"README.{language}.md"] = readme(language).encode()
     return files
 
@@ -331,8 +339,9 @@ def problems(language: str = LANGUAGE) -> Iterator[str]:
     for file, content in written.items():
         if not file.exists() or file.read_bytes() != content:
             yield f"{file.relative_to(ROOT)}: not as the catalogue has it"
-    made = {f for f in (NOTEBOOKS / language).glob("*.ipynb") if f not in written}
-    yield from (f"{file.relative_to(ROOT)}: no lesson has this name" for file in made)
+    made = {*(NOTEBOOKS / language).glob("*.ipynb"), *LOCALE.glob(f"{language}/*/*.mo")}
+    for file in sorted(made - written.keys()):
+        yield f"{file.relative_to(ROOT)}: nothing has this name"
 
 
 def write(language: str = LANGUAGE) -> None:
@@ -343,11 +352,12 @@ def write(language: str = LANGUAGE) -> None:
         file = catalogue_file(name, language)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(catalogue_text(catalogue))
-        file.with_suffix(".mo").write_bytes(machine_text(catalogue))
         done = [m for m in catalogue if m.id and m.string]
         fuzzy = sum(m.fuzzy for m in done)
         total = len(set(messages))
         print(f"{name}: {total} messages, {len(done)} translated, {fuzzy} fuzzy")
+    for file, content in spoken_files(language).items():
+        file.write_bytes(content)
     exercises.forget_catalogues()  # what they say stands in the notebooks
     for file, content in edition(language).items():
         file.parent.mkdir(parents=True, exist_ok=True)
